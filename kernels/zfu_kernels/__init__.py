@@ -1,0 +1,1 @@
+"""Triton and CPU kernels of the zfu book, one folder per operator."""

@@ -1,0 +1,1 @@
+"""Attention methods: one module per paper. ``ops`` is the only place that imports the kernels."""
