@@ -1,0 +1,178 @@
+"""The measurements of the SWAT chapter on cases whose answer is known."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from zfu_lib.data.hub import hub_corpus
+from zfu_lib.experiments import swat
+from zfu_lib.lm import harness
+from zfu_lib.lm.tokenizer import byte_tokenizer
+from zfu_lib.report import claims, statistics, verdicts
+
+TINY = replace(
+    swat.QUICK, seeds=2, layers=2, width=32, window=8, tokens=2000, batch_tokens=128, evaluation_tokens=1024,
+    sweep=(1, 2), needle_tokens=2000,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab():
+    return swat.Lab(TINY, device="cpu")
+
+
+def test_audit_of_the_printed_tables():
+    # By hand: (40.81+69.80+48.65+51.69+65.15+33.53+39.95+61.07)/8 = 51.33125; Titans' row gives 51.55625.
+    found = swat.audit(swat.quoted())
+    assert found["s2_average_error"] == pytest.approx(51.85 - 51.33125)
+    assert found["s2_lead_over_titans"] == pytest.approx(51.33125 - 51.55625)
+    assert found["a1_largest_repeat_gap"] == pytest.approx(5.0274 - 4.5447)
+    assert found["a2_gain_from_history_heads"] == pytest.approx(2.6200 - 2.6492)
+    assert found["a3_copied_cells"] == 2
+
+
+def test_audit_passes_tables_that_add_up():
+    tables = copy.deepcopy(swat.quoted())
+    for row in (tables["table_1"]["760M"][name] for name in ("SWAT (-)", "Titans")):
+        row[-1] = float(np.mean(row[2:10]))
+    tables["table_1"]["760M"]["SWAT (-)"][2] += 8
+    tables["table_1"]["760M"]["SWAT (-)"][-1] += 1
+    tables["table_2"]["Vanilla B (1024, 1024, 16384)"][4:6] = [5.6, 5.3]
+    found = swat.audit(tables)
+    assert found["s2_average_error"] < 1e-9 and found["s2_lead_over_titans"] > 0 and found["a3_copied_cells"] == 0
+
+
+def test_rows_that_do_not_average():
+    assert [(row["size"], row["model"]) for row in swat.averages(swat.quoted())] == [
+        ("760M", "TTT"),
+        ("760M", "SWAT (-)"),
+    ]
+
+
+def test_largest_jump():
+    falling = np.linspace(5, 1, 100)
+    assert swat.largest_jump(falling) == 0
+    spiked = falling.copy()
+    spiked[60] += 3
+    assert swat.largest_jump(spiked) == pytest.approx(spiked[60] - np.median(spiked[40:60]))
+
+
+def verdict_of_reach(violations):
+    (claim,) = [c for c in claims.load("swat").claims if c.id == "swat.S14"]
+    return verdicts.judge(claim, "quick", {"s14_violations": statistics.exact(violations)}).verdict
+
+
+def test_a_window_that_is_one_too_wide_loses_its_verdict(monkeypatch):
+    assert verdict_of_reach(swat.receptive_field_violations()) == "reproduced"
+    build = swat.SwatConfig
+    monkeypatch.setattr(swat, "SwatConfig", lambda **kw: build(**kw | {"window": kw["window"] + 1}))
+    assert verdict_of_reach(swat.receptive_field_violations()) == "not reproduced"
+
+
+@pytest.mark.parametrize(("name", "mass"), [("windowed", 1.0), ("full", 1.0)])
+def test_probe_of_content_free_softmax(lab, name, mass):
+    """With all scores equal, a softmax row is uniform: entropy 1, mass 1, and token 0 gets 1/(m+1) from query m."""
+    model = lab.build(swat.ARMS[name], 0)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.attention.qkv_proj.weight[: 2 * TINY.width].detach())
+    found = swat.probe(model.eval(), lab.sample(4), TINY.window)
+    expected = np.mean([1 / (m + 1) for m in range(1, TINY.window)])
+    assert found.sink == pytest.approx(expected, rel=1e-4)
+    assert found.entropy == pytest.approx(1, rel=1e-5) and found.mass == pytest.approx(mass, rel=1e-5)
+
+
+def test_probe_sees_a_sink(lab, monkeypatch):
+    """A model whose every query looks at token 0 alone has sink 1 and entropy 0."""
+    model = lab.build(swat.ARMS["full"], 0).eval()
+    forward = model.forward
+
+    def all_on_the_first(*args, **kw):
+        out = forward(*args, **kw)
+        out.attentions = tuple(torch.zeros_like(a).index_fill_(-1, torch.tensor([0]), 1.0) for a in out.attentions)
+        return out
+
+    monkeypatch.setattr(model, "forward", all_on_the_first)
+    found = swat.probe(model, lab.sample(4), TINY.window)
+    assert found.sink == pytest.approx(1) and found.strongest == pytest.approx(1)
+    assert np.abs(found.entropy).max() < 1e-6
+
+
+def test_arms_of_a_seed_start_equal_and_read_as_asked(lab):
+    a, b = (lab.build(swat.ARMS[name], 1).state_dict() for name in ("full", "balanced"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    as_trained = lab.losses("windowed", [2, 4])
+    assert as_trained.shape == (2, 2)
+    assert np.array_equal(as_trained, lab.losses("windowed", [2, 4], windowed=True))
+    assert not np.allclose(as_trained, lab.losses("windowed", [2, 4], windowed=False))
+
+
+def test_sweep_starts_with_the_model_that_never_evicts(lab):
+    sweep = lab.training_length_sweep()
+    assert list(sweep) == [1, 2]
+    one = lab.losses("full_short", [8], windowed=True)[:, 0] - lab.losses("windowed", [8])[:, 0]
+    assert np.array_equal(sweep[1], one)
+
+
+def test_recall_zones():
+    recall = swat.Recall(3, 4, 0.5, [1, 2, 3, 4, 5, 6], [1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
+    zones = swat.recall_by_zone([recall])
+    assert {name: value[0] for name, value in zones.items()} == pytest.approx(
+        {"inside": 0.9, "carried": 0.5, "beyond": 0.1}
+    )
+
+
+def test_decoding_keeps_exactly_the_window(lab):
+    model = lab.build(swat.ARMS["balanced"], 0)
+    found = swat.decode(model, (TINY.window // 2, 3 * TINY.window, 200), tokens=4, chunk=16)
+    assert found.cache_bytes[-1] == found.cache_bytes[1] == found.formula_bytes == 2 * 2 * 8 * 32 * 4
+
+
+def test_exponents_of_power_laws():
+    x = np.array([1.0, 2.0, 4.0])
+    assert swat.exponents(x, np.stack([3 * x, x**2])) == pytest.approx([1, 2])
+
+
+def test_full_profile_says_how_far_a_cpu_scales_it_down(monkeypatch):
+    monkeypatch.setitem(swat.CORPORA, "books", swat.CORPORA["standard"])
+    lab = swat.Lab(swat.FULL, device="cpu")
+    assert "Scaled down for a CPU" in lab.description() and "40 times" in lab.description()
+    assert lab.omitted().keys() == {"s18_loss_gap"} and not lab.long_context_gap()
+    assert lab.profile.profile == "full"
+
+
+def test_paper_path_in_miniature(tmp_path, monkeypatch):
+    """The code path of the published scale: streamed corpus, its tokenizer, harness benchmarks, long arms."""
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    for name in ("web", "books"):
+        rows = (json.dumps({"text": f"{name} {i} " * 40}) for i in range(200))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    question = {"question": "a", "choices": ["b", "c"], "answer": 0}
+    (tmp_path / "task.jsonl").write_text("\n".join([json.dumps(question)] * 4))
+
+    def corpus():
+        files = {name: {"split": "train", "data_files": str(tmp_path / f"{name}.jsonl")} for name in ("web", "books")}
+        return hub_corpus(
+            "json", **files["web"], tokenizer=str(tmp_path / "tokenizer"), train_tokens=20_000, held_out_tokens=4_000,
+            ood="json", ood_options=files["books"], folder=tmp_path / "tokens",
+        )  # fmt: skip
+
+    def local(model, tokenizer, tasks, **options):
+        return harness.evaluate(
+            model, tokenizer, [harness.multiple_choice(task, tmp_path / "task.jsonl") for task in tasks], **options
+        )
+
+    monkeypatch.setitem(swat.CORPORA, "fineweb-edu", corpus)
+    monkeypatch.setattr(swat, "TOKENIZER", str(tmp_path / "tokenizer"))
+    monkeypatch.setattr(swat, "evaluate", local)
+    monkeypatch.setenv("ZFU_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    small = {name: getattr(TINY, name) for name in ("seeds", "layers", "width", "window", "tokens", "batch_tokens")}
+    lab = swat.Lab(replace(swat.PAPER, **small, evaluation_tokens=2048), device="cpu")
+    assert lab.build(swat.ARMS["full"], 0).config.vocab_size == len(byte_tokenizer())
+    (gap,) = lab.benchmark_gap().values()
+    assert gap.shape == (2,) and np.isfinite(gap).all()
+    assert np.isfinite(lab.long_context_gap()["s18_loss_gap"]).all()
+    assert (tmp_path / "checkpoints" / "swat-paper-full-0.safetensors").exists()

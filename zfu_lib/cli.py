@@ -1,0 +1,545 @@
+"""``zfu``: list, plan and run papers, read claims, compare runs, look after data. ``zfu --help`` has the exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from zfu_lib.report.profiles import Profile
+
+
+class Exit(IntEnum):
+    """Exit codes, the same for every command."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    CANNOT_RUN = 3
+    DATA = 4
+
+
+class Name(StrEnum):
+    """Names of the profiles."""
+
+    QUICK = "quick"
+    FULL = "full"
+    PAPER = "paper"
+
+
+EPILOG = (
+    "Exit codes: 0 done; 1 a run failed, a record is broken or a check of `doctor` is not met; "
+    "2 wrong usage, unknown paper or parameter; 3 the run cannot be made on this machine; "
+    "4 a data set is missing or damaged; 130 interrupted."
+)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
+data_app = typer.Typer(no_args_is_help=True, help="The catalogue of real data sets.", epilog=EPILOG)
+app.add_typer(data_app, name="data")
+# A pipe has no width: give every row of a table one line there.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 500)
+err = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ProfileOption = Annotated[Name, typer.Option(help="quick: any laptop; full: real data; paper: the paper's own scale.")]
+
+
+class Stop(Exception):
+    """An error with its exit code and words for the user."""
+
+    def __init__(self, code: Exit, words: str) -> None:
+        super().__init__(words)
+        self.code = code
+
+
+@app.callback()
+def _zfu() -> None:
+    """Run and inspect the zfu book: eleven papers, one notebook each, every claim held against a measurement."""
+
+
+@app.command("list")
+def list_papers(as_json: Json = False) -> None:
+    """The papers, their state, and the runs there are."""
+    from zfu_lib.report import execute, papers, paths, record
+
+    rows = []
+    for paper in papers.PAPERS.values():
+        runs = {}
+        for profile in Name:
+            try:
+                found = execute.current(paper.slug, profile)
+            except record.RecordError:
+                runs[profile.value] = "broken"
+                continue
+            committed = paths.results(paper.slug) / f"{profile}.json"
+            runs[profile.value] = "here" if found else "recorded" if committed.is_file() else ""
+        state = "in progress" if paper.in_progress else "chapter"
+        rows.append({**dataclasses.asdict(paper), "state": state, "runs": runs})
+    if as_json:
+        return _print_json(rows)
+    table = _table("slug", "paper", "arXiv", "state", *Name)
+    for row in rows:
+        table.add_row(row["slug"], row["title"], row["arxiv"], row["state"], *row["runs"].values())
+    out.print(table)
+    _say("here: run on this machine; recorded: committed with the book")
+
+
+@app.command()
+def plan(
+    slugs: Annotated[
+        list[str] | None, typer.Argument(metavar="[SLUG]...", help="Papers; all chapters if none.")
+    ] = None,
+    profile: ProfileOption = Name.QUICK,
+    as_json: Json = False,
+) -> None:
+    """Time, memory, disk and downloads of runs before they start; exit code 3 if one cannot be made here."""
+    from zfu_lib.report import papers
+
+    plans = [_plan(slug, profile) for slug in (slugs or papers.chapters())]
+    if as_json:
+        _print_json(plans)
+    else:
+        table = _table("paper", "machine", "minutes", "memory", "GPU memory", "disk", "downloads", "data", "fits")
+        for p in plans:
+            downloads = ", ".join(f"{d['id']} {d['gb']:g} GB{' (here)' if d['here'] else ''}" for d in p["downloads"])
+            data = ", ".join(f"{name} ({state})" for name, state in p["data"].items())
+            gpu = f"{p['gpu_memory_gb']:g} GB" if p["gpu_memory_gb"] else "-"
+            sizes = (f"{p['minutes']:g}", f"{p['memory_gb']:g} GB", gpu, f"{p['disk_gb']:g} GB")
+            table.add_row(
+                p["slug"], p["machine"], *sizes, downloads or "-", data or "-", "no" if p["obstacles"] else "yes"
+            )
+        out.print(table)
+        if len(plans) > 1:
+            _say(f"{sum(p['minutes'] for p in plans):g} minutes one after the other")
+        for p in plans:
+            for words in p["remarks"]:
+                _say(f"{p['slug']}: {words}")
+    _refuse(plans)
+
+
+@app.command()
+def run(
+    slugs: Annotated[list[str], typer.Argument(metavar="SLUG...", help="Papers to run.")],
+    profile: ProfileOption = Name.QUICK,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds per stochastic measurement instead of the profile's.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A field of the profile; VALUE as in YAML."),
+    ] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Copy the sealed record to book/results/.")] = False,
+    limit: Annotated[float | None, typer.Option(help="Stop a notebook after this many minutes.")] = None,
+) -> None:
+    """Execute notebooks. A run counts only when it ends and seals; the one before stays current until then."""
+    from zfu_lib.report import execute, profiles
+
+    given = _parameters(parameter or []) | ({"seeds": seeds} if seeds is not None else {})
+    jobs = []
+    for slug in slugs:
+        known = _profiles(slug)
+        try:
+            resolved = profiles.resolve(known, given | {"profile": profile.value})
+        except profiles.ParameterError as error:
+            raise Stop(Exit.USAGE, f"{slug}: {error}") from None
+        typed = {name: getattr(resolved, name) for name in given}
+        seconds = execute.time_limit(resolved.cost, resolved.seeds / known[profile].seeds)
+        jobs.append((slug, typed, 60 * limit if limit else seconds))
+    plans = [_plan(slug, profile) for slug in slugs]
+    _refuse(plans)
+    for p in plans:
+        for words in p["remarks"]:
+            _say(f"{p['slug']}: {words}")
+    failed = [slug for slug, typed, seconds in jobs if not _run_one(slug, profile, typed, seconds, publish)]
+    if failed:
+        raise Stop(Exit.FAILED, f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}")
+
+
+def _run_one(slug: str, profile: Name, parameters: dict[str, Any], seconds: float, publish: bool) -> bool:
+    from zfu_lib.report import execute, paths, record
+
+    started = time.monotonic()
+
+    def waiting() -> None:
+        _say(f"{slug} {profile}: another run of it is under way; waiting for it to end")
+
+    if not err.is_interactive:
+        _say(f"{slug} {profile}: started")
+    try:
+        with _progress(f"{slug} {profile}") as progress:
+            sealed = execute.run(slug, profile, parameters, seconds=seconds, progress=progress, waiting=waiting)
+    except execute.RunFailed as failure:
+        err.print(f"{slug} {profile}: {failure.kind}: {failure.reason}", markup=False, soft_wrap=True)
+        err.print(f"  log: {_relative(failure.folder)}/log.txt", markup=False, soft_wrap=True)
+        return False
+    if publish:
+        target = paths.results(slug) / f"{profile}.json"
+        record.write_atomically(target, (sealed.folder / "result.json").read_text(encoding="utf-8"))
+        if sealed.record.provenance["changed_files"]:
+            _say(f"{slug} {profile}: published from a checkout with uncommitted changes")
+    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in _count(sealed.record).items()) or "no claims"
+    took = time.monotonic() - started
+    _say(f"{slug} {profile}: sealed in {took:.0f} s ({verdicts}): {_relative(sealed.folder)}")
+    return True
+
+
+@app.command()
+def claims(
+    slug: Annotated[str | None, typer.Argument(help="One paper; all with claims if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What the papers claim, and the verdict of each profile's newest run."""
+    from zfu_lib.report import claims as library
+    from zfu_lib.report import papers, paths
+
+    slugs = [_paper(slug)] if slug else [s for s in papers.PAPERS if paths.claims(s).is_file()]
+    rows = []
+    for name in slugs:
+        try:
+            listed = library.load(name).claims
+        except library.ClaimsError as error:
+            raise Stop(Exit.FAILED, str(error)) from None
+        runs = {profile: _newest(name, profile) for profile in Name}
+        for claim in listed:
+            verdicts = {profile.value: _verdict(claim, profile, runs[profile]) for profile in Name}
+            rows.append({"id": claim.id, "statement": claim.statement, "source": claim.source, "verdicts": verdicts})
+    if as_json:
+        return _print_json(rows)
+    table = _table("claim", "statement", "source", *Name)
+    for row in rows:
+        table.add_row(row["id"], row["statement"], row["source"], *row["verdicts"].values())
+    out.print(table)
+
+
+@app.command()
+def diff(
+    run_a: Annotated[str, typer.Argument(help="Run folder, result.json, or profile/slug for the newest run.")],
+    run_b: Annotated[str, typer.Argument(help="The other one.")],
+    as_json: Json = False,
+) -> None:
+    """What differs between two runs: parameters, versions, values, measurements with intervals, verdicts."""
+    from zfu_lib.report import compare
+
+    found = compare.compare(_record(run_a), _record(run_b))
+    if as_json:
+        return _print_json([dataclasses.asdict(change) for change in found])
+    if not found:
+        return _say("no difference")
+    table = _table("what", "name", run_a, run_b, "")
+    for change in found:
+        table.add_row(change.what, change.name, change.show(change.a), change.show(change.b), change.remark)
+    out.print(table)
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """Data sets with size, licence, and whether they are on this machine."""
+    with _data_errors() as catalogue:
+        rows = []
+        for name in catalogue.names():
+            entry = catalogue.entry(name)
+            size = sum(file.bytes for file in entry.files)
+            row = {"name": name, "bytes": size, "licence": entry.licence, "state": _data_state(name)}
+            rows.append(row | {"description": entry.description})
+    if as_json:
+        return _print_json(rows)
+    table = _table("name", "size", "licence", "here", "description")
+    for row in rows:
+        table.add_row(row["name"], f"{row['bytes'] / 1e6:.1f} MB", row["licence"], row["state"], row["description"])
+    out.print(table)
+
+
+@data_app.command("get")
+def data_get(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Data sets to fetch.")]) -> None:
+    """Fetch data sets into the cache and check them."""
+    with _data_errors() as catalogue:
+        for name in names:
+            catalogue.entry(name)
+        for name in names:
+            with _progress(name):
+                files = catalogue.get(name)
+            _say(f"{name}: {len(files)} files, checksums right")
+
+
+@data_app.command("verify")
+def data_verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Data sets; all if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare files on this machine with the catalogue's checksums; exit code 4 if one is missing or damaged."""
+    with _data_errors() as catalogue:
+        states = {name: catalogue.verify(name) for name in names} if names else catalogue.verify_all()
+    plain = {name: {path: state.value for path, state in files.items()} for name, files in states.items()}
+    if as_json:
+        _print_json(plain)
+    else:
+        for name, files in plain.items():
+            wrong = {path: state for path, state in files.items() if state != "ok"}
+            _say(f"{name}: {'ok' if not wrong else ', '.join(f'{path} {state}' for path, state in wrong.items())}")
+    # Without names the question is whether what is here is right; not everybody has every data set.
+    bad = {state for files in plain.values() for state in files.values()} - {"ok"} - (set() if names else {"missing"})
+    if bad:
+        raise Stop(Exit.DATA, "some files are not what the catalogue says")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Whether this machine and environment can run the book."""
+    from zfu_lib.report import machine
+
+    found = machine.checks()
+    if as_json:
+        _print_json([{"subject": subject, "fine": fine, "words": words} for subject, fine, words in found])
+    else:
+        for subject, fine, words in found:
+            _say(f"{'not ok' if fine is False else 'ok' if fine else '-':6}  {subject}: {words}")
+    if any(fine is False for _, fine, _ in found):
+        raise Stop(Exit.FAILED, "see the lines marked 'not ok'")
+
+
+@app.command()
+def new(
+    slug: Annotated[str, typer.Argument(help="Short name of the paper: lower case, digits, underscores.")],
+    title: Annotated[str | None, typer.Option(help="Title of the paper.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Part of the book: attention, merging, reasoning, skills, prediction.")
+    ] = None,
+    arxiv: Annotated[str | None, typer.Option(help="arXiv number, such as 2502.18845.")] = None,
+) -> None:
+    """Start a chapter: every file it needs, ready to be filled in, and a run that already seals."""
+    from zfu_lib.report import scaffold
+
+    try:
+        steps = scaffold.create(slug, title, family, arxiv)
+    except scaffold.ScaffoldError as error:
+        raise Stop(Exit.USAGE, str(error)) from None
+    for number, step in enumerate(steps, 1):
+        _say(f"{number}. {step}")
+
+
+def main() -> None:
+    """Entry point: runs a command and turns every expected error into a line and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except Stop as stop:
+        err.print(f"zfu: {stop}", markup=False, soft_wrap=True)
+        raise SystemExit(int(stop.code)) from None
+    except FileNotFoundError as error:
+        err.print(f"zfu: {error}", markup=False, soft_wrap=True)
+        raise SystemExit(int(Exit.USAGE)) from None
+    except KeyboardInterrupt:
+        err.print("zfu: interrupted")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    except Exception as error:
+        if os.environ.get("ZFU_DEBUG"):
+            raise
+        err.print(f"zfu: {type(error).__name__}: {error} (ZFU_DEBUG=1 shows where)", markup=False, soft_wrap=True)
+        raise SystemExit(int(Exit.FAILED)) from None
+
+
+def _paper(slug: str) -> str:
+    import difflib
+
+    from zfu_lib.report import papers
+
+    if slug not in papers.PAPERS:
+        close = difflib.get_close_matches(slug, papers.PAPERS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(papers.PAPERS)}"
+        raise Stop(Exit.USAGE, f"no paper {slug!r}; {hint}")
+    return slug
+
+
+def _profiles(slug: str) -> dict[str, Profile]:
+    from zfu_lib.report import papers
+
+    if papers.PAPERS[_paper(slug)].in_progress:
+        raise Stop(Exit.USAGE, f"the chapter of {slug} is in progress: there is nothing to run yet")
+    return importlib.import_module(f"zfu_lib.experiments.{slug}").PROFILES
+
+
+def _plan(slug: str, profile: Name) -> dict[str, Any]:
+    from zfu_lib.report import machine
+
+    known = _profiles(slug)
+    if profile.value not in known:
+        raise Stop(Exit.USAGE, f"{slug} has no profile {profile.value!r}; there are: {', '.join(known)}")
+    cost = known[profile].cost
+    here = machine.look()
+    downloads = [{"id": d.id, "gb": d.gigabytes, "here": machine.in_cache(d)} for d in cost.downloads]
+    hub = machine.hub_answers() if profile is Name.PAPER and not all(d["here"] for d in downloads) else None
+    data, obstacles = {}, machine.obstacles(cost, profile, here, hub=hub)
+    with _data_errors():
+        data = {name: _data_state(name) for name in cost.data}
+    for name, state in data.items():
+        if state not in ("here", "can be fetched"):
+            obstacles.append(f"data set {name}: {state}")
+    return {
+        "slug": slug,
+        "profile": profile.value,
+        **{k: v for k, v in dataclasses.asdict(cost).items() if k not in ("downloads", "data")},
+        "downloads": downloads,
+        "data": data,
+        "obstacles": obstacles,
+        "remarks": machine.remarks(cost, profile, here),
+    }
+
+
+def _refuse(plans: list[dict[str, Any]]) -> None:
+    refused = [f"{p['slug']} {p['profile']}: {reason}" for p in plans for reason in p["obstacles"]]
+    if refused:
+        raise Stop(Exit.CANNOT_RUN, "cannot run here:\n  " + "\n  ".join(refused))
+
+
+def _data_state(name: str) -> str:
+    from zfu_lib.data import catalogue
+
+    states = catalogue.verify(name)
+    missing = [path for path, state in states.items() if state == "missing"]
+    if damaged := [f"{path} has the {state}" for path, state in states.items() if state not in ("ok", "missing")]:
+        return "; ".join(damaged)
+    if not missing:
+        return "here"
+    urls = {file.path: file.url for file in catalogue.entry(name).files}
+    return "can be fetched" if all(urls[path] for path in missing) else "not here and cannot be fetched"
+
+
+@contextlib.contextmanager
+def _data_errors() -> Iterator[Any]:
+    from zfu_lib.data import catalogue
+
+    try:
+        yield catalogue
+    except catalogue.DataError as error:
+        raise Stop(Exit.DATA, str(error)) from None
+
+
+def _parameters(given: list[str]) -> dict[str, Any]:
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise Stop(Exit.USAGE, f"-p {text!r}: expected name=value")
+        if name in found:
+            raise Stop(Exit.USAGE, f"-p {name} is given twice")
+        try:
+            # JSON first: YAML 1.1 reads 1e-3 as a word.
+            found[name] = json.loads(value)
+        except ValueError:
+            try:
+                found[name] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise Stop(Exit.USAGE, f"-p {text!r}: {value!r} is not a YAML value") from None
+        if found[name] is None:
+            raise Stop(Exit.USAGE, f"-p {text!r}: no value; leave it out to keep the profile's")
+    if "profile" in found or "cost" in found:
+        raise Stop(Exit.USAGE, "the profile is chosen with --profile, and its cost is not a parameter")
+    return found
+
+
+def _newest(slug: str, profile: Name) -> Any:
+    """The record of the run on this machine, else the committed one, else None."""
+    from zfu_lib.report import execute, paths, record
+
+    try:
+        if found := execute.current(slug, profile):
+            return found.record
+        committed = paths.results(slug) / f"{profile}.json"
+        return record.read(committed) if committed.is_file() else None
+    except record.RecordError as error:
+        raise Stop(Exit.FAILED, str(error)) from None
+
+
+def _verdict(claim: Any, profile: Name, found: Any) -> str:
+    """The verdict a run recorded, marked where the claim's rule has changed since."""
+    from zfu_lib.report import verdicts
+
+    if found is None:
+        return "cannot run here" if (test := claim.test.get(profile.value)) and test.cannot_run else "not run"
+    recorded = next((judged.verdict.value for judged in found.claims if judged.claim == claim.id), None)
+    measured = {name: measurement.interval for name, measurement in found.measurements.items()}
+    try:
+        now = verdicts.judge(claim, profile.value, measured).verdict.value
+    except KeyError:
+        now = None
+    return recorded if recorded and recorded == now else f"{recorded or 'not judged'} (its rule changed since)"
+
+
+def _record(text: str) -> Any:
+    from zfu_lib.report import execute, papers, record
+
+    place = Path(text)
+    profile, _, slug = text.partition("/")
+    try:
+        if place.is_dir() and (place / "result.json").is_file():
+            return record.read(place / "result.json")
+        if place.is_file():
+            return record.read(place)
+        if profile in list(Name) and slug in papers.PAPERS:
+            found = execute.current(slug, profile)
+            if found is None:
+                raise Stop(Exit.USAGE, f"there is no {profile} run of {slug} yet: zfu run {slug} --profile {profile}")
+            return found.record
+    except record.RecordError as error:
+        raise Stop(Exit.FAILED, str(error)) from None
+    raise Stop(Exit.USAGE, f"{text!r} is neither a run folder, a result.json, nor profile/slug")
+
+
+def _count(found: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for judged in found.claims:
+        counts[judged.verdict.value] = counts.get(judged.verdict.value, 0) + 1
+    return counts
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Any]:
+    """A live line on a terminal; elsewhere nothing, so that a log stays readable."""
+    if not err.is_interactive:
+        yield None
+        return
+    with err.status(what) as status:
+        yield lambda cell, cells: status.update(f"{what}: cell {cell} of {cells}")
+
+
+def _relative(place: Path) -> Path:
+    from zfu_lib.report import paths
+
+    return place.relative_to(paths.root()) if place.is_relative_to(paths.root()) else place
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(str(column), overflow="fold")
+    return table
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, soft_wrap=True)
+    out.file.flush()
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""One figure style for the whole book: colour-blind-safe, readable in light and dark, vector.
+
+A plot is described once (:class:`Plot`) and drawn twice, for a light and for a dark page. Series differ by colour
+*and* by marker or dash, so that no figure needs colour to be read.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette without its yellow, which is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)))
+INK = {"light": "#1f2328", "dark": "#e6edf3"}
+LABEL = {"light": "white", "dark": "#14181e"}
+
+Series = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure waiting to be drawn: ``draw(axes, ink)`` paints one panel, ``data`` is what it shows."""
+
+    draw: Callable[[Axes, str], None]
+    data: Any = None
+    size: tuple[float, float] = (6.4, 3.6)
+
+
+def lines(
+    series: Series,
+    *,
+    xlabel: str,
+    ylabel: str,
+    log_x: int = 0,
+    log_y: bool = False,
+    mark: Mapping[str, float] | None = None,
+    baseline: tuple[str, float] | None = None,
+) -> Plot:
+    """Curves with optional bands.
+
+    Args:
+        series: label -> ``{"x", "y"}`` and, for an interval, ``"low"`` and ``"high"``.
+        log_x: base of a logarithmic x axis; 0 for a linear one.
+        mark: vertical reference lines, label -> x.
+        baseline: horizontal reference line (label, y).
+    """
+
+    def draw(axes: Axes, ink: str) -> None:
+        for i, (label, s) in enumerate(series.items()):
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+            few = len(s["x"]) <= 24
+            marker = MARKERS[i % len(MARKERS)] if few else None
+            axes.plot(s["x"], s["y"], color=colour, ls=dash, marker=marker, label=label)
+            if "low" in s:
+                axes.fill_between(s["x"], s["low"], s["high"], color=colour, alpha=0.18, lw=0)
+        for label, x in (mark or {}).items():
+            axes.axvline(x, color=ink, lw=0.9, ls=":")
+            axes.annotate(
+                label,
+                (x, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -3),
+                textcoords="offset points",
+                va="top",
+                fontsize=8,
+            )
+        if baseline:
+            axes.axhline(baseline[1], color=ink, lw=0.9, ls=(0, (1, 2)))
+            axes.annotate(
+                baseline[0],
+                (1, baseline[1]),
+                xycoords=("axes fraction", "data"),
+                xytext=(-3, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+            )
+        if log_x:
+            axes.set_xscale("log", base=log_x)
+            ticks = sorted({x for s in series.values() for x in s["x"]})
+            if len(ticks) <= 12:
+                axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+                axes.minorticks_off()
+        if log_y:
+            axes.set_yscale("log")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if len(series) > 1:
+            axes.legend()
+
+    return Plot(draw, {"series": {k: {a: list(b) for a, b in v.items()} for k, v in series.items()}})
+
+
+def intervals(rows: Mapping[str, Any], *, xlabel: str, baseline: tuple[str, float] | None = None) -> Plot:
+    """One horizontal dot with its 95% interval per row, first row on top.
+
+    Args:
+        rows: label -> :class:`~zfu_lib.report.statistics.Interval` (or anything with mean, low, high).
+    """
+
+    def draw(axes: Axes, ink: str) -> None:
+        for i, (label, interval) in enumerate(rows.items()):
+            axes.plot([interval.low, interval.high], [i, i], color=COLOURS[0], lw=2, alpha=0.6)
+            axes.plot(interval.mean, i, "o", color=COLOURS[0])
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        if baseline:
+            axes.axvline(baseline[1], color=ink, lw=0.9, ls=":")
+            axes.annotate(
+                baseline[0],
+                (baseline[1], 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 3),
+                textcoords="offset points",
+                fontsize=8,
+            )
+        axes.set(xlabel=xlabel)
+
+    data = {label: [interval.mean, interval.low, interval.high] for label, interval in rows.items()}
+    return Plot(draw, data, size=(6.4, 1.1 + 0.34 * len(rows)))
+
+
+def bars(groups: Mapping[str, Sequence[float]], *, labels: Sequence[str], xlabel: str, ylabel: str) -> Plot:
+    """Bars side by side: one group of bars per label, one colour and hatch per series."""
+
+    def draw(axes: Axes, ink: str) -> None:
+        width = 0.8 / len(groups)
+        for i, (name, heights) in enumerate(groups.items()):
+            x = np.arange(len(labels)) + (i - (len(groups) - 1) / 2) * width
+            hatch = ("", "//", "..", "xx")[i % 4]
+            axes.bar(x, heights, width * 0.92, label=name, color=COLOURS[i % len(COLOURS)], hatch=hatch, edgecolor=ink)
+        axes.set_xticks(range(len(labels)), labels)
+        axes.grid(axis="x", visible=False)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend()
+
+    return Plot(draw, {"labels": list(labels), "groups": {k: list(v) for k, v in groups.items()}})
+
+
+def heat(
+    matrix: Sequence[Sequence[float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    colour_label: str,
+    title: str = "",
+    top: float | None = None,
+) -> Plot:
+    """A matrix as colours (perceptually uniform map), row 0 on top; NaN stays empty."""
+    values = np.asarray(matrix, dtype=float)
+
+    def draw(axes: Axes, ink: str) -> None:
+        image = axes.imshow(values, cmap="viridis", aspect="equal", interpolation="nearest", vmin=0, vmax=top)
+        axes.grid(visible=False)
+        axes.figure.colorbar(image, ax=axes, label=colour_label, fraction=0.046, pad=0.04)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+
+    return Plot(draw, {"matrix": np.round(values, 4).tolist()}, size=(3.6, 3.2))
+
+
+def row(*plots: Plot) -> Plot:
+    """Panels side by side."""
+    return _Row(plots)
+
+
+class _Row(Plot):
+    def __init__(self, plots: Sequence[Plot]) -> None:
+        width = sum(plot.size[0] for plot in plots)
+        scale = min(1.0, 10.0 / width)
+        size = (width * scale, max(plot.size[1] for plot in plots) * max(scale, 0.75))
+        super().__init__(plots[0].draw, [plot.data for plot in plots], size)
+        object.__setattr__(self, "plots", tuple(plots))
+
+
+def svg(plot: Plot, theme: str) -> str:
+    """``plot`` as a self-contained SVG with a transparent background for a ``light`` or ``dark`` page."""
+    ink = INK[theme]
+    style = {
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "lines.linewidth": 1.7,
+        "lines.markersize": 4.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "axes.edgecolor": ink,
+        "axes.labelcolor": ink,
+        "text.color": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "grid.color": ink,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "svg.fonttype": "path",
+        "svg.hashsalt": "zfu",
+    }
+    with mpl.rc_context(style):
+        figure = Figure(figsize=plot.size, layout="constrained")
+        panels = getattr(plot, "plots", (plot,))
+        widths = [panel.size[0] for panel in panels]
+        for axes, panel in zip(np.ravel(figure.subplots(1, len(panels), width_ratios=widths)), panels, strict=True):
+            panel.draw(axes, ink)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def plain(data: Any) -> Any:
+    """A figure's data as JSON has it: lists, numbers, words; None where there is no finite number."""
+    if isinstance(data, Mapping):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, np.ndarray | np.generic):
+        return plain(data.tolist())
+    if isinstance(data, list | tuple):
+        return [plain(item) for item in data]
+    return None if isinstance(data, float) and not np.isfinite(data) else data
+
+
+def markup(plot: Plot, name: str, caption: str, alt: str) -> str:
+    """HTML of a figure with both drawings; the page's theme shows one. Without a theme the light one shows."""
+
+    def image(theme: str) -> str:
+        data = base64.b64encode(svg(plot, theme).encode()).decode()
+        hidden = ' style="display:none"' if theme == "dark" else ""
+        source = f"data:image/svg+xml;base64,{data}"
+        return f'<img class="zfu-{theme}"{hidden} alt="{html.escape(alt, quote=True)}" src="{source}"/>'
+
+    anchor = html.escape(name, quote=True)
+    caption = f"<figcaption>{html.escape(caption)}</figcaption>"
+    return f'<figure class="zfu-figure" id="fig-{anchor}">{image("light")}{image("dark")}{caption}</figure>'

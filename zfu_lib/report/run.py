@@ -1,0 +1,290 @@
+"""A run of a notebook, from its parameters to its seal.
+
+A notebook calls :func:`begin` once, hands every number and figure it makes to the :class:`Run` it gets back, and seals
+it in its last cell. Prose, ledger, tests and site all read what the run recorded, so a number exists once.
+"""
+
+from __future__ import annotations
+
+import html
+import inspect
+import os
+import secrets
+import textwrap
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from IPython import get_ipython
+from IPython.display import Markdown, display
+
+from zfu_lib.report import claims, figures, paths, profiles, record, statistics, verdicts
+from zfu_lib.report.profiles import ParameterError, Profile
+from zfu_lib.report.statistics import Interval
+
+# Without ipywidgets (the book uses none) tqdm warns on import, and the warning shows a path of this machine.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+
+def begin(slug: str, known: Mapping[str, Profile], namespace: Mapping[str, object]) -> Run:
+    """Start a run with the parameters found in a notebook's ``globals()``.
+
+    Args:
+        slug: the paper.
+        known: the paper's profiles by name.
+        namespace: the notebook's globals: the parameters cell, what Papermill injected, and imports.
+
+    Raises:
+        ParameterError: a parameter nobody knows, of the wrong type (``-p flag false`` injects the *string*
+            ``"false"``; ``-y`` gives typed values), or out of range. The run then ends without a seal.
+    """
+    shell = get_ipython()
+    hidden = set(shell.user_ns_hidden) if shell else set()
+    parameters = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_")
+        and name not in hidden
+        and not isinstance(value, ModuleType)
+        and not callable(value)
+        and value is not known
+    }
+    run = Run(slug, profiles.resolve(known, parameters), parameters)
+    run._show_header()
+    return run
+
+
+class Run:
+    """What a notebook has measured so far. ``profile`` is the resolved profile, ``seeds`` the seeds to loop over."""
+
+    def __init__(self, slug: str, profile: Profile, parameters: Mapping[str, Any]) -> None:
+        self.slug, self.profile = slug, profile
+        self.seeds = range(profile.seeds)
+        self.device = "cpu"
+        self.folder = self._folder()
+        self._claims = claims.load(slug)
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
+        self._parameters = {name: value for name, value in parameters.items() if value is not None}
+        self._data: dict[str, record.DataUsed] = {}
+        self._values: dict[str, Any] = {}
+        self._measurements: dict[str, record.Measurement] = {}
+        self._figures: dict[str, record.Figure] = {}
+        self._notes: list[str] = []
+        self._omitted: dict[str, str] = {}
+        self._judged: list[verdicts.Judgement] | None = None
+
+    def _folder(self) -> Path:
+        if given := os.environ.get("ZFU_RUN_DIR"):
+            return Path(given)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        return paths.runs(self.profile.profile, self.slug) / f"{stamp}-{secrets.token_hex(3)}"
+
+    def on(self, device: str) -> str:
+        """Say which device the run computes on; returns it."""
+        self.device = device
+        return device
+
+    def uses(self, data: Iterable[record.DataUsed]) -> None:
+        """Record the data sets that were read."""
+        self._data |= {used.name: used for used in data}
+
+    def note(self, text: str) -> None:
+        """Add a sentence about this run that a reader must know (a scaled-down budget, a diverged seed)."""
+        self._notes.append(text)
+        display({"text/plain": text, "text/markdown": f"*{text}*"}, raw=True)
+
+    def omit(self, name: str, why: str) -> None:
+        """Say that a measurement cannot be made on this machine; claims that need it are `cannot run here`."""
+        self._omitted[name] = why
+
+    def value(self, name: str, value: float | int | str) -> Any:
+        """Record a number or a word and make it available to prose as ``{glue:text}`name:.2f` ``; returns it.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self._values or name in self._measurements:
+            raise ValueError(f"{name!r} is already recorded in this run")
+        plain = value.item() if isinstance(value, np.generic) else value
+        self._values[name] = plain
+        _glue(name, plain)
+        return plain
+
+    def measure(self, name: str, sample: Interval | Iterable[float], *, unit: str = "") -> Interval:
+        """Record a measurement that claims may be decided by.
+
+        Args:
+            name: its name in ``book/claims/<slug>.yml``. Prose reads the mean as ``name`` and the ends of the
+                interval as ``name_low`` and ``name_high``.
+            sample: one number per seed, or an :class:`Interval` made by :mod:`zfu_lib.report.statistics`.
+            unit: unit of the number.
+
+        Raises:
+            ValueError: the name is taken, or the sample is too small or not finite.
+        """
+        values = [] if isinstance(sample, Interval) else [float(x) for x in sample]
+        interval = sample if isinstance(sample, Interval) else statistics.over_seeds(values)
+        if not np.isfinite(interval[:3]).all():
+            raise ValueError(f"{name!r} is not finite: {interval}")
+        self.value(name, float(interval.mean))
+        _glue(f"{name}_low", float(interval.low))
+        _glue(f"{name}_high", float(interval.high))
+        plain = {field: getattr(interval, field) for field in Interval._fields}
+        plain |= {field: float(plain[field]) for field in ("mean", "low", "high")}
+        plain["detectable"] = None if interval.detectable is None else float(interval.detectable)
+        self._measurements[name] = record.Measurement(**plain, unit=unit, values=values)
+        return interval
+
+    def figure(self, name: str, plot: figures.Plot, *, caption: str, alt: str) -> None:
+        """Draw a figure in both themes, show it, and record its data.
+
+        Args:
+            name: unique in the notebook; its anchor on the page is ``fig-<name>``.
+            caption: what to see in it.
+            alt: what the picture shows, for those who cannot see it.
+        """
+        if name in self._figures:
+            raise ValueError(f"there is already a figure {name!r} in this run")
+        self._figures[name] = record.Figure(caption=caption, alt=alt, data=figures.plain(plot.data))
+        show = {"text/html": figures.markup(plot, name, caption, alt), "text/plain": f"[figure: {alt}]"}
+        display(show, raw=True)
+
+    def ledger(self) -> None:
+        """Decide every claim by what was measured and show the result.
+
+        Raises:
+            KeyError: a claim's rule names something this run did not measure.
+        """
+        measured = {name: m.interval for name, m in self._measurements.items()}
+        profile = self.profile.profile
+        self._judged = [verdicts.judge(claim, profile, measured, self._omitted) for claim in self._claims.claims]
+        for judgement in self._judged:
+            _glue("verdict_" + judgement.claim.partition(".")[2], str(judgement.verdict))
+        by_id = {claim.id: claim for claim in self._claims.claims}
+        rows = "".join(_row(by_id[judgement.claim], judgement) for judgement in self._judged)
+        head = "<tr><th>claim</th><th>the paper says</th><th>measured here</th><th>verdict</th></tr>"
+        table = f'<table class="zfu-ledger"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+        plain = "\n".join(f"{j.claim:12} {j.verdict}" for j in self._judged)
+        display({"text/html": f'<div class="zfu-scroll">{table}</div>', "text/plain": plain}, raw=True)
+
+    def seal(self) -> None:
+        """Write the record. Only a sealed run reaches the site.
+
+        Raises:
+            RuntimeError: the ledger was not shown first.
+        """
+        if self._judged is None:
+            raise RuntimeError("show the ledger (run.ledger()) before sealing the run")
+        result = record.Record(
+            slug=self.slug,
+            profile=self.profile.profile,
+            run_id=self.folder.name.removesuffix(record.PARTIAL),
+            started=self._started.isoformat(timespec="seconds"),
+            wall_seconds=round(time.monotonic() - self._clock, 1),
+            peak_memory_bytes=record.peak_memory_bytes(),
+            parameters=self._parameters | {"resolved": _plain(self.profile)},
+            provenance=record.provenance(self.device),
+            data=list(self._data.values()),
+            values=self._values,
+            measurements=self._measurements,
+            claims=self._judged,
+            figures=self._figures,
+            notes=self._notes,
+        )
+        record.write(result, self.folder / "result.json")
+        print(f"sealed {result.slug} {result.profile} {result.run_id}: {len(self._judged)} claims judged")
+
+    def _show_header(self) -> None:
+        about = record.provenance()
+        versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items() if v and name != "papermill")
+        words = {
+            "profile": self.profile.profile,
+            "seeds": str(self.profile.seeds),
+            "commit": (about["commit"][:10] or "not a git checkout") + (" + changes" if about["changed_files"] else ""),
+            "python": about["python"],
+            "versions": versions,
+        }
+        cells = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in words.items())
+        plain = "; ".join(f"{k} {v}" for k, v in words.items())
+        display({"text/html": f'<dl class="zfu-header">{cells}</dl>', "text/plain": plain}, raw=True)
+
+
+def show(thing: object) -> None:
+    """Show the source of a function or class of this book, so that a page never carries a copy of it."""
+    module = inspect.getmodule(thing).__name__
+    source = textwrap.dedent(inspect.getsource(thing)).rstrip()
+    display(Markdown(f"*{module}*\n\n```python\n{source}\n```"))
+
+
+def table(rows: Mapping[str, Any], *, columns: Sequence[str]) -> None:
+    """Show a table.
+
+    Args:
+        rows: first column -> one cell or a sequence of cells; an :class:`Interval` shows as mean [low, high].
+        columns: heads, the first one for the row names.
+    """
+    body = []
+    for name, cells in rows.items():
+        cells = (cells,) if isinstance(cells, (str, Interval)) or not isinstance(cells, Sequence) else cells
+        body.append([name, *(_cell(cell) for cell in cells)])
+    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
+    lines = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>"
+        for name, *cells in body
+    )
+    markup = f'<div class="zfu-scroll"><table class="zfu-table"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    plain = "\n".join("  ".join(row) for row in [list(columns), *body])
+    display({"text/html": markup, "text/plain": plain}, raw=True)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Interval):
+        return f"{value.mean:.3f}" if value.n == 1 else f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _glue(name: str, value: object) -> None:
+    """Leave a value in the notebook where the book's ``glue`` role finds it; invisible in the notebook itself."""
+    prefix = "application/papermill.record/"
+    scrap = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    display({f"{prefix}text/plain": repr(value)}, raw=True, metadata=scrap)
+
+
+def _row(claim: claims.Claim, judgement: verdicts.Judgement) -> str:
+    said = html.escape(claim.statement)
+    if claim.reported:
+        numbers = "; ".join(f"{r.label} {r.value}{' ' + r.unit if r.unit else ''}" for r in claim.reported)
+        said += f'<div class="zfu-said">{html.escape(numbers)} <cite>({html.escape(claim.source)})</cite></div>'
+    found = "".join(f"<div>{finding_text(finding)}</div>" for finding in judgement.findings)
+    measured = html.escape(judgement.reason) + f'<div class="zfu-found">{found}</div>'
+    return (
+        f'<tr><td id="claim-{claim.id}">{claim.id.partition(".")[2]}</td><td>{said}</td><td>{measured}</td>'
+        f"<td>{chip(judgement.verdict)}</td></tr>"
+    )
+
+
+def chip(verdict: str) -> str:
+    """A verdict as a coloured label; the word carries the meaning, the colour only helps."""
+    return f'<span class="zfu-verdict zfu-{verdict.replace(" ", "-")}">{verdict}</span>'
+
+
+def finding_text(finding: verdicts.Finding) -> str:
+    """One line: what was measured, its interval, the rule, and which side of it the interval lies on."""
+    ends = [f"{sign} {end:g}" for sign, end in (("≥", finding.min), ("≤", finding.max)) if end is not None]
+    interval = "" if finding.n == 1 else f" [{finding.low:.4g}, {finding.high:.4g}]"
+    detectable = "" if finding.detectable is None else f", detectable {finding.detectable:.2g}"
+    name = html.escape(finding.measurement)
+    rule = " and ".join(ends)
+    return f"<code>{name}</code> = {finding.mean:.4g}{interval}, needs {rule}: {finding.state} (n = {finding.n}{detectable})"
+
+
+def _plain(profile: Profile) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(profile).items() if name != "cost"}
+
+
+__all__ = ["ParameterError", "Run", "begin", "chip", "finding_text", "show", "table"]
