@@ -144,7 +144,10 @@ def run(
     publish: Annotated[bool, typer.Option("--publish", help="Copy the sealed record to book/results/.")] = False,
     limit: Annotated[float | None, typer.Option(help="Stop a notebook after this many minutes.")] = None,
 ) -> None:
-    """Execute notebooks. A run counts only when it ends and seals; the one before stays current until then."""
+    """Execute notebooks. A run counts only when it ends and seals; the one before stays current until then.
+
+    A run with parameters of your own is sealed and kept for `zfu diff`, but the book goes on showing the profile's.
+    """
     from zfu_lib.report import execute, profiles
 
     given = _parameters(parameter or []) | ({"seeds": seeds} if seeds is not None else {})
@@ -157,18 +160,18 @@ def run(
             raise Stop(Exit.USAGE, f"{slug}: {error}") from None
         typed = {name: getattr(resolved, name) for name in given}
         seconds = execute.time_limit(resolved.cost, resolved.seeds / known[profile].seeds)
-        jobs.append((slug, typed, 60 * limit if limit else seconds))
+        jobs.append((slug, typed, 60 * limit if limit else seconds, resolved != known[profile]))
     plans = [_plan(slug, profile) for slug in slugs]
     _refuse(plans)
     for p in plans:
         for words in p["remarks"]:
             _say(f"{p['slug']}: {words}")
-    failed = [slug for slug, typed, seconds in jobs if not _run_one(slug, profile, typed, seconds, publish)]
+    failed = [slug for slug, *job in jobs if not _run_one(slug, profile, *job, publish)]
     if failed:
         raise Stop(Exit.FAILED, f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}")
 
 
-def _run_one(slug: str, profile: Name, parameters: dict[str, Any], seconds: float, publish: bool) -> bool:
+def _run_one(slug: str, profile: Name, parameters: dict[str, Any], seconds: float, own: bool, publish: bool) -> bool:
     from zfu_lib.report import execute, paths, record
 
     started = time.monotonic()
@@ -180,7 +183,9 @@ def _run_one(slug: str, profile: Name, parameters: dict[str, Any], seconds: floa
         _say(f"{slug} {profile}: started")
     try:
         with _progress(f"{slug} {profile}") as progress:
-            sealed = execute.run(slug, profile, parameters, seconds=seconds, progress=progress, waiting=waiting)
+            sealed = execute.run(
+                slug, profile, parameters, seconds=seconds, keep_current=own, progress=progress, waiting=waiting
+            )
     except execute.RunFailed as failure:
         err.print(f"{slug} {profile}: {failure.kind}: {failure.reason}", markup=False, soft_wrap=True)
         err.print(f"  log: {_relative(failure.folder)}/log.txt", markup=False, soft_wrap=True)
@@ -193,6 +198,8 @@ def _run_one(slug: str, profile: Name, parameters: dict[str, Any], seconds: floa
     verdicts = ", ".join(f"{n} {verdict}" for verdict, n in _count(sealed.record).items()) or "no claims"
     took = time.monotonic() - started
     _say(f"{slug} {profile}: sealed in {took:.0f} s ({verdicts}): {_relative(sealed.folder)}")
+    if own:
+        _say(f"{slug} {profile}: with your own parameters, so the book keeps showing the profile's run")
     return True
 
 

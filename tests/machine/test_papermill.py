@@ -18,15 +18,17 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def sealed(shared_project: Any) -> dict[str, tuple[bool, int]]:
-    """For each call, made side by side: whether it sealed, and Papermill's exit code."""
+    """For each call: whether it sealed, and Papermill's exit code.
+
+    One after the other, because bare Papermill picks ports for its kernel that another start may take meanwhile.
+    """
+    codes = {}
     folders = {name: shared_project.folder / "runs" / name.replace(" ", "-") for name in CALLS}
-    calls = {
-        name: shared_project.start(
-            "papermill", "notebooks/mini.ipynb", f"{name}.ipynb", *arguments, env={"ZFU_RUN_DIR": str(folders[name])}
+    for name, arguments in CALLS.items():
+        there = {"ZFU_RUN_DIR": str(folders[name])}
+        codes[name] = shared_project.start("papermill", "notebooks/mini.ipynb", "o.ipynb", *arguments, env=there).wait(
+            180
         )
-        for name, arguments in CALLS.items()
-    }
-    codes = {name: call.wait(180) for name, call in calls.items()}
     return {name: (Path(folders[name] / "result.json").is_file(), codes[name]) for name in CALLS}
 
 

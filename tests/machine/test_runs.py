@@ -22,7 +22,7 @@ from zfu_lib.report import record
 @pytest.fixture(scope="module")
 def ran(shared_project: Any) -> Any:
     """A project whose miniature has one good run."""
-    done = shared_project.zfu("run", "mini", "-p", "scale=1e-3", "-p", "sizes=[4, 5]")
+    done = shared_project.zfu("run", "mini")
     assert done.returncode == 0, done.stderr
     return shared_project
 
@@ -31,12 +31,32 @@ def test_a_good_run_is_sealed_and_current(ran: Any) -> None:
     folder = ran.runs() / ran.current()
     found = record.read(folder / "result.json")
     assert (found.slug, found.profile, found.run_id) == ("mini", "quick", ran.current())
-    assert found.parameters["resolved"]["scale"] == 0.001
-    assert found.parameters["resolved"]["sizes"] == [4, 5]
+    assert found.parameters["resolved"]["scale"] == 1.0
     assert found.claims[0].verdict == "direction holds"
     assert found.provenance["threads"] == 1
     assert {p.name for p in folder.iterdir()} == {"result.json", "notebook.ipynb", "log.txt"}
     assert json.loads((ran.runs() / "current.json").read_text())["seal"] == found.seal
+
+
+def test_a_run_with_own_parameters_is_sealed_and_not_current(ran: Any) -> None:
+    before = ran.current()
+    done = ran.zfu("run", "mini", "-p", "scale=1e-3", "-p", "sizes=[4, 5]", "--seeds", "4")
+    assert done.returncode == 0, done.stderr
+    folder = ran.folder / re.search(r"runs/quick/mini/\S+", done.stdout).group(0)
+    found = record.read(folder / "result.json")
+    assert {name: found.parameters["resolved"][name] for name in ("scale", "sizes", "seeds")} == {
+        "scale": 0.001,
+        "sizes": [4, 5],
+        "seeds": 4,
+    }
+    assert found.measurements["doubled"].n == 4
+    assert ran.current() == before
+    changes = json.loads(ran.zfu("diff", "quick/mini", str(folder), "--json").stdout)
+    assert {(change["what"], change["name"]) for change in changes} >= {
+        ("parameter", "scale"),
+        ("parameter", "seeds"),
+        ("measurement", "doubled"),
+    }
 
 
 def test_a_sealed_notebook_names_no_place(ran: Any) -> None:

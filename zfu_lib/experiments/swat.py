@@ -6,7 +6,6 @@ Lengths are counted in windows (ω): an arm "trained at 8ω" saw texts of eight 
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -540,29 +539,29 @@ def influence(model: SwatForCausalLM, reach: int) -> list[bool]:
     return moved
 
 
-def time_attention(
-    lengths: Sequence[int] = (512, 1024, 2048), window: int = 64, repeats: int = 5, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """CPU seconds of one forward pass of attention (B1 H4 D64, float32), [repeats, lengths] per way of computing it.
+def time_attention(way: str, lengths: Sequence[int], *, window: int = 64, repeats: int = 5) -> np.ndarray:
+    """CPU seconds of one forward pass of attention (B1 H4 D64, float32): [repeats, lengths].
 
-    ``banded`` and ``banded_no_slopes`` are the windowed operator, ``dense`` full causal sigmoid attention. CPU seconds
-    of this process rather than wall time, so that other jobs on the machine disturb less.
+    CPU seconds of this process rather than wall time, so that other jobs on the machine disturb less.
+
+    Args:
+        way: ``banded`` or ``banded_no_slopes``, the windowed operator, or ``dense``, full causal sigmoid attention.
     """
-    torch.manual_seed(seed)
     slopes = torch.tensor([-0.5, -0.25, 0.25, 0.5])
-    ways = {
+    options = {
         "banded": {"window": window, "slopes": slopes, "backend": "banded"},
         "banded_no_slopes": {"window": window, "backend": "banded"},
         "dense": {"window": None, "slopes": slopes, "backend": "reference"},
-    }
-    seconds = {name: np.empty((repeats, len(lengths))) for name in ways}
+    }[way]
+    generator = torch.Generator().manual_seed(0)
+    seconds = np.empty((repeats, len(lengths)))
     for j, length in enumerate(lengths):
-        q, k, v = torch.randn(3, 1, 4, length, 64).unbind(0)
-        for i, (name, options) in itertools.product(range(-1, repeats), ways.items()):
+        q, k, v = torch.randn(3, 1, 4, length, 64, generator=generator).unbind(0)
+        for i in range(-1, repeats):
             start = time.process_time()
             sliding_window_attention(q, k, v, **options)
             if i >= 0:
-                seconds[name][i, j] = time.process_time() - start
+                seconds[i, j] = time.process_time() - start
     return seconds
 
 
@@ -685,3 +684,13 @@ def binned(by_position: np.ndarray, size: int) -> dict[str, list[float]]:
     bins = by_position.shape[1] // size
     means = by_position[:, : bins * size].reshape(len(by_position), bins, size).mean(axis=2)
     return curve([size * (i + 0.5) for i in range(bins)], means)
+
+
+def training_curves(logs: dict[str, list[TrainLog]]) -> dict[str, dict[str, list[float]]]:
+    """Training loss by arm label, :func:`binned` into twentieths of the run; the first two, warm-up, are left out."""
+    curves = {}
+    for name, found in logs.items():
+        size = max(1, len(found[0].loss) // 20)
+        whole = binned(np.array([log.loss for log in found]), size)
+        curves[ARMS[name].label] = {field: values[2:] for field, values in whole.items()}
+    return curves

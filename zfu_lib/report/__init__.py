@@ -6,10 +6,14 @@ The entry point for a notebook is :func:`begin`; everything else hangs on the
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zfu_lib.report.run import Run, begin, show, table
+
+# Without ipywidgets (the book uses none) tqdm warns on import, and the warning shows a path of this machine.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 __all__ = ["Run", "begin", "show", "table"]
 

@@ -54,6 +54,11 @@ WRONG_THEME = """(theme) => {
   return [...document.querySelectorAll(".zfu-figure")].filter((figure) => {
     const shown = figure.querySelector(`img.zfu-${theme}`);
     const hidden = figure.querySelector(`img.zfu-${theme === "dark" ? "light" : "dark"}`);
+    let place = figure;
+    while (place && /, 0\\)$|^transparent$/.test(getComputedStyle(place).backgroundColor)) place = place.parentElement;
+    const paint = place ? getComputedStyle(place).backgroundColor : "rgb(255, 255, 255)";
+    const [r, g, b] = paint.match(/[0-9.]+/g).map(Number);
+    if ((r + g + b < 3 * 90) !== (theme === "dark")) return true;
     return !shown || !visible(shown) || !shown.naturalWidth || (hidden && visible(hidden));
   }).map((figure) => figure.id);
 }"""
@@ -178,7 +183,7 @@ def _problems(page: Page, url: str) -> Iterator[str]:
     for theme in ("light", "dark"):
         page.evaluate("(theme) => { document.documentElement.dataset.theme = theme }", theme)
         wrong = page.evaluate(WRONG_THEME, theme)
-        yield from (f"figure {figure} shows the wrong drawing in {theme} mode" for figure in wrong)
+        yield from (f"figure {figure} shows the wrong drawing or background in {theme} mode" for figure in wrong)
     if not page.evaluate(DARK_BACKGROUND):
         yield "dark mode leaves the page bright"
     for name, size in (("desktop", DESKTOP), ("phone", PHONE)):

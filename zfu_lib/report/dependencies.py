@@ -15,11 +15,13 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-
-import grimp
+from typing import TYPE_CHECKING
 
 from zfu_lib.report import notebook as notebooks
 from zfu_lib.report import paths, record
+
+if TYPE_CHECKING:
+    import grimp
 
 OURS = ("zfu_lib", "zfu_kernels")
 
@@ -92,6 +94,8 @@ def versions() -> str:
 
 @functools.cache
 def _graph() -> grimp.ImportGraph:
+    import grimp
+
     # No cache on disk: it would be one more thing that can be stale, to save half a second.
     return grimp.build_graph(*(name for name in OURS if _folder(name)), cache_dir=None)
 

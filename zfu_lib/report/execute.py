@@ -27,8 +27,8 @@ from typing import Any
 
 import psutil
 
+from zfu_lib.report import dependencies, paths, record
 from zfu_lib.report import notebook as notebooks
-from zfu_lib.report import paths, record
 from zfu_lib.report.profiles import Cost
 
 PARTIAL, FAILED = record.PARTIAL, ".failed"
@@ -67,6 +67,7 @@ def run(
     parameters: Mapping[str, Any],
     *,
     seconds: float,
+    keep_current: bool = False,
     progress: Progress | None = None,
     waiting: Callable[[], None] | None = None,
 ) -> Sealed:
@@ -75,6 +76,8 @@ def run(
     Args:
         parameters: typed values to inject beside ``profile``; validate them first (``profiles.resolve``).
         seconds: wall-clock limit of the whole notebook.
+        keep_current: seal and keep the run, but leave ``current.json`` alone. For a run with somebody's own parameters:
+            the book shows what the profiles say.
         progress: called with (code cell, code cells) as each starts.
         waiting: called once if another run of the same paper and profile has to end first.
 
@@ -93,6 +96,7 @@ def run(
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         work = home / (run_id + PARTIAL)
         work.mkdir()
+        dependencies.fingerprint(slug)  # before the run, so that Snakemake finds it older than what the run makes
         try:
             _papermill(source, work, profile, dict(parameters) | {"profile": profile}, seconds, progress)
             sealed = _check(slug, profile, run_id, work)
@@ -101,6 +105,8 @@ def run(
             raise
         final = home / run_id
         work.rename(final)
+        if keep_current:
+            return Sealed(final, sealed)
         point = {"run_id": run_id, "seal": sealed.seal}
         record.write_atomically(home / "current.json", json.dumps(point, indent=1) + "\n")
         for old in home.glob(f"*{FAILED}"):

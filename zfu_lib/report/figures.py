@@ -88,10 +88,11 @@ def lines(
             )
         if log_x:
             axes.set_xscale("log", base=log_x)
-            ticks = sorted({x for s in series.values() for x in s["x"]})
-            if len(ticks) <= 12:
-                axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-                axes.minorticks_off()
+            # Powers of the base only: other points would crowd the labels.
+            x = sorted({x for s in series.values() for x in s["x"]})
+            ticks = [t for t in x if float(np.log(t) / np.log(log_x)).is_integer()]
+            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axes.minorticks_off()
         if log_y:
             axes.set_yscale("log")
         axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -109,7 +110,7 @@ def intervals(rows: Mapping[str, Any], *, xlabel: str, baseline: tuple[str, floa
     """
 
     def draw(axes: Axes, ink: str) -> None:
-        for i, (label, interval) in enumerate(rows.items()):
+        for i, interval in enumerate(rows.values()):
             axes.plot([interval.low, interval.high], [i, i], color=COLOURS[0], lw=2, alpha=0.6)
             axes.plot(interval.mean, i, "o", color=COLOURS[0])
         axes.set_yticks(range(len(rows)), list(rows))

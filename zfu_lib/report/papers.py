@@ -33,17 +33,51 @@ class Paper:
 PAPERS = {
     paper.slug: paper
     for paper in (
-        Paper("swat", "Sliding Window Attention Training for Efficient Large Language Models", "attention", "2502.18845"),
-        Paper("lazy_attention", "Attention Needs to Focus: A Unified Perspective on Attention Allocation", "attention", "2601.00919"),
+        Paper(
+            "swat", "Sliding Window Attention Training for Efficient Large Language Models", "attention", "2502.18845"
+        ),
+        Paper(
+            "lazy_attention",
+            "Attention Needs to Focus: A Unified Perspective on Attention Allocation",
+            "attention",
+            "2601.00919",
+        ),
         Paper("hi_merging", "Training-free LLM Merging for Multi-task Learning", "merging", "2506.12379"),
         Paper("mm4ke", "Model Merging for Knowledge Editing", "merging", "2506.12384"),
-        Paper("tandem", "Tandem: Riding Together with Large and Small Language Models for Efficient Reasoning", "reasoning", "2604.23623"),
-        Paper("adaptime", "AdapTime: Enabling Adaptive Temporal Reasoning in Large Language Models", "reasoning", "2604.24175"),
-        Paper("multidx", "MultiDx: A Multi-Source Knowledge Integration Framework towards Diagnostic Reasoning", "reasoning", "2604.24186"),
+        Paper(
+            "tandem",
+            "Tandem: Riding Together with Large and Small Language Models for Efficient Reasoning",
+            "reasoning",
+            "2604.23623",
+        ),
+        Paper(
+            "adaptime",
+            "AdapTime: Enabling Adaptive Temporal Reasoning in Large Language Models",
+            "reasoning",
+            "2604.24175",
+        ),
+        Paper(
+            "multidx",
+            "MultiDx: A Multi-Source Knowledge Integration Framework towards Diagnostic Reasoning",
+            "reasoning",
+            "2604.24186",
+        ),
         Paper("sricl", "Job Skill Extraction via LLM-Centric Multi-Module Framework", "skills", "2604.21525"),
-        Paper("chinese_skillspan", "Chinese-SkillSpan: A Span-Level Dataset for ESCO-Aligned Competency Extraction", "skills", "2604.23009"),
-        Paper("mesh", "Multi-Expert Structural-Semantic Hybrid Framework for Temporal Knowledge Graphs", "prediction", "2506.14235"),
-        Paper("llm4msr", "LLM4MSR: An LLM-Enhanced Paradigm for Multi-Scenario Recommendation", "prediction", "2406.12529"),
+        Paper(
+            "chinese_skillspan",
+            "Chinese-SkillSpan: A Span-Level Dataset for ESCO-Aligned Competency Extraction",
+            "skills",
+            "2604.23009",
+        ),
+        Paper(
+            "mesh",
+            "Multi-Expert Structural-Semantic Hybrid Framework for Temporal Knowledge Graphs",
+            "prediction",
+            "2506.14235",
+        ),
+        Paper(
+            "llm4msr", "LLM4MSR: An LLM-Enhanced Paradigm for Multi-Scenario Recommendation", "prediction", "2406.12529"
+        ),
     )
 }
 

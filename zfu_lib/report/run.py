@@ -12,7 +12,6 @@ import os
 import secrets
 import textwrap
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +25,6 @@ from IPython.display import Markdown, display
 from zfu_lib.report import claims, figures, paths, profiles, record, statistics, verdicts
 from zfu_lib.report.profiles import ParameterError, Profile
 from zfu_lib.report.statistics import Interval
-
-# Without ipywidgets (the book uses none) tqdm warns on import, and the warning shows a path of this machine.
-warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def begin(slug: str, known: Mapping[str, Profile], namespace: Mapping[str, object]) -> Run:
@@ -103,7 +99,7 @@ class Run:
         self._omitted[name] = why
 
     def value(self, name: str, value: float | int | str) -> Any:
-        """Record a number or a word and make it available to prose as ``{glue:text}`name:.2f` ``; returns it.
+        """Record a number or a word and make it available to prose through the ``glue`` role; returns it.
 
         Raises:
             ValueError: the name is taken.
@@ -167,8 +163,9 @@ class Run:
             _glue("verdict_" + judgement.claim.partition(".")[2], str(judgement.verdict))
         by_id = {claim.id: claim for claim in self._claims.claims}
         rows = "".join(_row(by_id[judgement.claim], judgement) for judgement in self._judged)
-        head = "<tr><th>claim</th><th>the paper says</th><th>measured here</th><th>verdict</th></tr>"
-        table = f'<table class="zfu-ledger"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+        heads = ("claim", "the paper says", "measured here", "verdict")
+        head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+        table = f'<table class="zfu-ledger"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         plain = "\n".join(f"{j.claim:12} {j.verdict}" for j in self._judged)
         display({"text/html": f'<div class="zfu-scroll">{table}</div>', "text/plain": plain}, raw=True)
 
@@ -237,9 +234,9 @@ def table(rows: Mapping[str, Any], *, columns: Sequence[str]) -> None:
         f'<tr><th scope="row">{html.escape(name)}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>"
         for name, *cells in body
     )
-    markup = f'<div class="zfu-scroll"><table class="zfu-table"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    markup = f'<table class="zfu-table"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
     plain = "\n".join("  ".join(row) for row in [list(columns), *body])
-    display({"text/html": markup, "text/plain": plain}, raw=True)
+    display({"text/html": f'<div class="zfu-scroll">{markup}</div>', "text/plain": plain}, raw=True)
 
 
 def _cell(value: Any) -> str:
@@ -263,7 +260,7 @@ def _row(claim: claims.Claim, judgement: verdicts.Judgement) -> str:
     found = "".join(f"<div>{finding_text(finding)}</div>" for finding in judgement.findings)
     measured = html.escape(judgement.reason) + f'<div class="zfu-found">{found}</div>'
     return (
-        f'<tr><td id="claim-{claim.id}">{claim.id.partition(".")[2]}</td><td>{said}</td><td>{measured}</td>'
+        f'<tr><th scope="row" id="claim-{claim.id}">{claim.id.partition(".")[2]}</th><td>{said}</td><td>{measured}</td>'
         f"<td>{chip(judgement.verdict)}</td></tr>"
     )
 
@@ -280,7 +277,8 @@ def finding_text(finding: verdicts.Finding) -> str:
     detectable = "" if finding.detectable is None else f", detectable {finding.detectable:.2g}"
     name = html.escape(finding.measurement)
     rule = " and ".join(ends)
-    return f"<code>{name}</code> = {finding.mean:.4g}{interval}, needs {rule}: {finding.state} (n = {finding.n}{detectable})"
+    measured = f"<code>{name}</code> = {finding.mean:.4g}{interval}"
+    return f"{measured}, needs {rule}: {finding.state} (n = {finding.n}{detectable})"
 
 
 def _plain(profile: Profile) -> dict[str, Any]:
