@@ -38,12 +38,13 @@ rule run:
         "TERM=dumb {PYTHON:q} -m zfu_lib.cli run {wildcards.slug} --profile {wildcards.profile} {params.publish}"
 
 
+# `update`: the old site stays until the new one replaces it.
 rule site:
     input:
         rules.runs.input,
         dependencies.of_site(),
     output:
-        "_build/html/index.html",
+        update("_build/html/index.html"),
     params:
         profile=PROFILE,
     shell:

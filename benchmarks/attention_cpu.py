@@ -24,6 +24,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import torch
 import torch.nn.functional as F
 from _timing import Report, options, paired_seconds
+
 from zfu_kernels.sigmoid_window import sliding_window_attention
 
 B, H, D = 1, 4, 64

@@ -32,7 +32,8 @@ def test_streams_are_the_documents_in_order(options):
     end = byte_tokenizer().eos_token_id
     expected = [t for text in DOCUMENTS for t in [*text.encode(), end]][:1200]
     assert np.concatenate([corpus.validation, corpus.train]).tolist() == expected
-    assert len(corpus.train) == 1000 and len(corpus.validation) == len(corpus.ood) == 200
+    assert len(corpus.train) == 1000
+    assert len(corpus.validation) == len(corpus.ood) == 200
     assert corpus.vocabulary == len(byte_tokenizer())
     assert not corpus.train.flags.writeable
 

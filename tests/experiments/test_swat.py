@@ -43,7 +43,9 @@ def test_audit_passes_tables_that_add_up():
     tables["table_1"]["760M"]["SWAT (-)"][-1] += 1
     tables["table_2"]["Vanilla B (1024, 1024, 16384)"][4:6] = [5.6, 5.3]
     found = swat.audit(tables)
-    assert found["s2_average_error"] < 1e-9 and found["s2_lead_over_titans"] > 0 and found["a3_copied_cells"] == 0
+    assert found["s2_average_error"] < 1e-9
+    assert found["s2_lead_over_titans"] > 0
+    assert found["a3_copied_cells"] == 0
 
 
 def test_rows_that_do_not_average():
@@ -82,7 +84,8 @@ def test_probe_of_content_free_softmax(lab, name, mass):
     found = swat.probe(model.eval(), lab.sample(4), TINY.window)
     expected = np.mean([1 / (m + 1) for m in range(1, TINY.window)])
     assert found.sink == pytest.approx(expected, rel=1e-4)
-    assert found.entropy == pytest.approx(1, rel=1e-5) and found.mass == pytest.approx(mass, rel=1e-5)
+    assert found.entropy == pytest.approx(1, rel=1e-5)
+    assert found.mass == pytest.approx(mass, rel=1e-5)
 
 
 def test_probe_sees_a_sink(lab, monkeypatch):
@@ -97,7 +100,8 @@ def test_probe_sees_a_sink(lab, monkeypatch):
 
     monkeypatch.setattr(model, "forward", all_on_the_first)
     found = swat.probe(model, lab.sample(4), TINY.window)
-    assert found.sink == pytest.approx(1) and found.strongest == pytest.approx(1)
+    assert found.sink == pytest.approx(1)
+    assert found.strongest == pytest.approx(1)
     assert np.abs(found.entropy).max() < 1e-6
 
 
@@ -139,8 +143,10 @@ def test_exponents_of_power_laws():
 def test_full_profile_says_how_far_a_cpu_scales_it_down(monkeypatch):
     monkeypatch.setitem(swat.CORPORA, "books", swat.CORPORA["standard"])
     lab = swat.Lab(swat.FULL, device="cpu")
-    assert "Scaled down for a CPU" in lab.description() and "40 times" in lab.description()
-    assert lab.omitted().keys() == {"s18_loss_gap"} and not lab.long_context_gap()
+    assert "Scaled down for a CPU" in lab.description()
+    assert "40 times" in lab.description()
+    assert lab.omitted().keys() == {"s18_loss_gap"}
+    assert not lab.long_context_gap()
     assert lab.profile.profile == "full"
 
 
@@ -173,6 +179,7 @@ def test_paper_path_in_miniature(tmp_path, monkeypatch):
     lab = swat.Lab(replace(swat.PAPER, **small, evaluation_tokens=2048), device="cpu")
     assert lab.build(swat.ARMS["full"], 0).config.vocab_size == len(byte_tokenizer())
     (gap,) = lab.benchmark_gap().values()
-    assert gap.shape == (2,) and np.isfinite(gap).all()
+    assert gap.shape == (2,)
+    assert np.isfinite(gap).all()
     assert np.isfinite(lab.long_context_gap()["s18_loss_gap"]).all()
     assert (tmp_path / "checkpoints" / "swat-paper-full-0.safetensors").exists()

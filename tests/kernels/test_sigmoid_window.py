@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from zfu_kernels.sigmoid_window import attention_weights, banded, sliding_window_attention
 
 BACKENDS = ("reference", "banded")

@@ -123,8 +123,12 @@ def execute(root: Path) -> None:
     os.environ.update(changes)
     try:
         papermill.execute_notebook(
-            str(root / "notebooks" / "swat.ipynb"), str(folder / "notebook.ipynb"), {"profile": "quick"},
-            kernel_name="python3", progress_bar=False, log_output=False,
+            str(root / "notebooks" / "swat.ipynb"),
+            str(folder / "notebook.ipynb"),
+            {"profile": "quick"},
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=False,
         )
     finally:
         os.environ.clear()

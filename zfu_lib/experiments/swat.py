@@ -6,6 +6,7 @@ Lengths are counted in windows (ω): an arm "trained at 8ω" saw texts of eight 
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -539,29 +540,32 @@ def influence(model: SwatForCausalLM, reach: int) -> list[bool]:
     return moved
 
 
-def time_attention(way: str, lengths: Sequence[int], *, window: int = 64, repeats: int = 5) -> np.ndarray:
-    """CPU seconds of one forward pass of attention (B1 H4 D64, float32): [repeats, lengths].
+def time_attention(
+    ways: Sequence[str], lengths: Sequence[int], *, window: int = 64, repeats: int = 7
+) -> dict[str, np.ndarray]:
+    """CPU seconds of one forward pass of attention (B1 H4 D64, float32): [repeats, lengths] for each way.
 
-    CPU seconds of this process rather than wall time, so that other jobs on the machine disturb less.
+    CPU seconds of this process rather than wall time, and the ways in turn within each repeat, so that other jobs on
+    the machine disturb less and all ways alike.
 
     Args:
-        way: ``banded`` or ``banded_no_slopes``, the windowed operator, or ``dense``, full causal sigmoid attention.
+        ways: ``banded`` or ``banded_no_slopes``, the windowed operator, or ``dense``, full causal sigmoid attention.
     """
     slopes = torch.tensor([-0.5, -0.25, 0.25, 0.5])
     options = {
         "banded": {"window": window, "slopes": slopes, "backend": "banded"},
         "banded_no_slopes": {"window": window, "backend": "banded"},
         "dense": {"window": None, "slopes": slopes, "backend": "reference"},
-    }[way]
+    }
     generator = torch.Generator().manual_seed(0)
-    seconds = np.empty((repeats, len(lengths)))
+    seconds = {way: np.empty((repeats, len(lengths))) for way in ways}
     for j, length in enumerate(lengths):
         q, k, v = torch.randn(3, 1, 4, length, 64, generator=generator).unbind(0)
-        for i in range(-1, repeats):
+        for i, way in itertools.product(range(-1, repeats), ways):
             start = time.process_time()
-            sliding_window_attention(q, k, v, **options)
+            sliding_window_attention(q, k, v, **options[way])
             if i >= 0:
-                seconds[i, j] = time.process_time() - start
+                seconds[way][i, j] = time.process_time() - start
     return seconds
 
 

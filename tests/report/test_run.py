@@ -1,0 +1,136 @@
+"""A run from its parameters to its seal, without a notebook."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from zfu_lib.report import figures, record, statistics
+from zfu_lib.report import run as runs
+from zfu_lib.report.profiles import Cost, ParameterError, Profile
+
+CLAIMS = """
+claims:
+  - {id: mini.S1, statement: a, source: b, kind: ordering, metric: c,
+     test: {quick: {measures: d, conditions: [{measurement: gain, min: 0}]}}}
+  - {id: mini.S2, statement: a, source: b, kind: ordering, metric: c,
+     test: {quick: {measures: d, conditions: [{measurement: too_big, min: 0}]}}}
+"""
+
+
+@dataclass(frozen=True)
+class Mini(Profile):
+    steps: int = 10
+
+
+PROFILES = {"quick": Mini("quick", Cost("any", 1, 1), seeds=3)}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    (tmp_path / "book" / "claims").mkdir(parents=True)
+    (tmp_path / "book" / "claims" / "mini.yml").write_text(CLAIMS)
+    (tmp_path / "_toc.yml").write_text("")
+    monkeypatch.setenv("ZFU_ROOT", str(tmp_path))
+    monkeypatch.delenv("ZFU_RUN_DIR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    found = []
+    monkeypatch.setattr(runs, "display", lambda data, **kw: found.append((data, kw.get("metadata"))))
+    return found
+
+
+def begin(**parameters):
+    return runs.begin("mini", PROFILES, {"profile": "quick", "seeds": None, "begin": begin, **parameters})
+
+
+def test_from_parameters_to_seal(root, shown):
+    run = begin(steps=20)
+    assert run.profile.steps == 20
+    assert list(run.seeds) == [0, 1, 2]
+    run.measure("gain", [1.0, 1.1, 0.9], unit="nats")
+    run.omit("too_big", "this machine is too small")
+    run.ledger()
+    run.seal()
+    sealed = record.read(run.folder / "result.json")
+    assert [(j.claim, j.verdict) for j in sealed.claims] == [
+        ("mini.S1", "direction holds"),
+        ("mini.S2", "cannot run here"),
+    ]
+    assert sealed.claims[1].reason == "this machine is too small"
+    assert sealed.measurements["gain"].values == [1.0, 1.1, 0.9]
+    assert sealed.parameters["steps"] == 20
+    assert sealed.parameters["resolved"]["steps"] == 20
+
+
+def test_prose_reads_what_was_recorded(root, shown):
+    run = begin()
+    run.value("size", 7)
+    interval = run.measure("gain", [1.0, 2.0, 3.0])
+    glued = {meta["scrapbook"]["name"]: data for data, meta in shown if meta}
+    text = {name: data["application/papermill.record/text/plain"] for name, data in glued.items()}
+    assert text["size"] == "7"
+    assert float(text["gain"]) == 2.0
+    assert float(text["gain_low"]) == interval.low
+    assert float(text["gain_high"]) == interval.high
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"sead": 3}, "unknown parameter 'sead'; did you mean 'seeds'"),
+        ({"seeds": "3"}, "seeds = '3' is str, not int"),
+        ({"profile": "huge"}, "unknown profile 'huge'"),
+        ({"seeds": 1}, "an interval needs at least 2"),
+    ],
+)
+def test_parameters_nobody_knows(root, shown, parameters, message):
+    with pytest.raises(ParameterError, match=message):
+        begin(**parameters)
+
+
+def test_a_name_is_recorded_once(root, shown):
+    run = begin()
+    run.measure("gain", [1.0, 2.0])
+    with pytest.raises(ValueError, match="already recorded"):
+        run.value("gain", 3.0)
+
+
+def test_what_is_not_finite_is_refused(root, shown):
+    run = begin()
+    with pytest.raises(ValueError, match="not finite"):
+        run.measure("gain", [1.0, float("nan")])
+    with pytest.raises(ValueError, match="not finite"):
+        run.measure("other", statistics.exact(float("inf")))
+
+
+def test_no_seal_without_ledger_and_no_ledger_without_measurements(root, shown):
+    run = begin()
+    with pytest.raises(RuntimeError, match="ledger"):
+        run.seal()
+    with pytest.raises(KeyError, match="needs 'gain'"):
+        run.ledger()
+    assert not list(root.rglob("result.json"))
+
+
+def test_figure_is_drawn_for_both_themes(root, shown):
+    run = begin()
+    plot = figures.lines({"a": {"x": [1, 2], "y": [3, 4]}}, xlabel="x", ylabel="y")
+    run.figure("curve", plot, caption="A < B", alt='a "rising" line')
+    (page,) = [data["text/html"] for data, _ in shown if "zfu-figure" in data.get("text/html", "")]
+    assert page.count("<img") == 2
+    assert "zfu-light" in page
+    assert "zfu-dark" in page
+    assert page.count('alt="a &quot;rising&quot; line"') == 2
+    assert "A &lt; B" in page
+    light, dark = figures.svg(plot, "light"), figures.svg(plot, "dark")
+    assert figures.INK["light"] in light
+    assert figures.INK["dark"] in dark
+    assert figures.INK["dark"] not in light
+
+
+def test_figures_are_the_same_bytes_every_time():
+    plot = figures.row(figures.heat([[1.0, 0.5]], xlabel="x", ylabel="y", colour_label="w"))
+    assert figures.svg(plot, "light") == figures.svg(plot, "light")
