@@ -76,3 +76,18 @@ def test_pairs_need_the_same_seeds() -> None:
 
 def test_exact_has_no_width() -> None:
     assert statistics.exact(3)[:4] == (3.0, 3.0, 3.0, 1)
+
+
+def test_proportion_is_clopper_pearson():
+    # Rule of three: none of n failed leaves up to about 3.7/n (two-sided 95%) unseen.
+    found = statistics.proportion(100, 100)
+    assert found.mean == found.high == 1
+    assert found.low == pytest.approx(0.025 ** (1 / 100))
+    half = statistics.proportion(50, 100)
+    assert (half.low, half.high) == pytest.approx((0.3983, 0.6017), abs=1e-4)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(3, 2), (-1, 5), (0, 0)])
+def test_proportion_refuses_what_cannot_be(successes, n):
+    with pytest.raises(ValueError, match="successes of"):
+        statistics.proportion(successes, n)

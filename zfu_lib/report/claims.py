@@ -45,9 +45,14 @@ class Condition(Strict):
 
 
 class Test(Strict):
-    """How one profile decides a claim: what is measured and the conditions that must all hold, or why it cannot."""
+    """How one profile decides a claim: what is measured and the conditions that must all hold, or why it cannot.
+
+    ``requires`` are conditions without which the comparison means nothing (models with skill, a phenomenon to
+    explain): where one does not hold the verdict is `inconclusive`, whatever the other numbers say.
+    """
 
     measures: str = ""
+    requires: tuple[Condition, ...] = ()
     conditions: tuple[Condition, ...] = ()
     cannot_run: str = ""
 

@@ -6,6 +6,7 @@ it in its last cell. Prose, ledger, tests and site all read what the run recorde
 
 from __future__ import annotations
 
+import ast
 import html
 import inspect
 import os
@@ -123,8 +124,21 @@ class Run:
         Raises:
             ValueError: the name is taken, or the sample is too small or not finite.
         """
-        values = [] if isinstance(sample, Interval) else [float(x) for x in sample]
-        interval = sample if isinstance(sample, Interval) else statistics.over_seeds(values)
+        if isinstance(sample, Interval):
+            return self._record(name, sample, [], unit)
+        values = [float(x) for x in sample]
+        return self._record(name, statistics.over_seeds(values), values, unit)
+
+    def difference(self, name: str, a: Sequence[float], b: Sequence[float], *, unit: str = "") -> Interval:
+        """Record ``a - b``, paired seed by seed; otherwise as :meth:`measure`.
+
+        Raises:
+            ValueError: different numbers of seeds, or as :meth:`measure`.
+        """
+        values = [float(x - y) for x, y in zip(a, b, strict=True)]
+        return self._record(name, statistics.paired(a, b), values, unit)
+
+    def _record(self, name: str, interval: Interval, values: list[float], unit: str) -> Interval:
         if not np.isfinite(interval[:3]).all():
             raise ValueError(f"{name!r} is not finite: {interval}")
         self.value(name, float(interval.mean))
@@ -163,7 +177,7 @@ class Run:
             _glue("verdict_" + judgement.claim.partition(".")[2], str(judgement.verdict))
         by_id = {claim.id: claim for claim in self._claims.claims}
         rows = "".join(_row(by_id[judgement.claim], judgement) for judgement in self._judged)
-        heads = ("claim", "the paper says", "measured here", "verdict")
+        heads = ("claim", "verdict", "the paper says", "measured here")
         head = "".join(f'<th scope="col">{text}</th>' for text in heads)
         table = f'<table class="zfu-ledger"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         plain = "\n".join(f"{j.claim:12} {j.verdict}" for j in self._judged)
@@ -199,10 +213,11 @@ class Run:
     def _show_header(self) -> None:
         about = record.provenance()
         versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items() if v and name != "papermill")
+        changes = " with uncommitted changes" if about["changed_files"] else ""
         words = {
             "profile": self.profile.profile,
             "seeds": str(self.profile.seeds),
-            "commit": (about["commit"][:10] or "not a git checkout") + (" + changes" if about["changed_files"] else ""),
+            "commit": (about["commit"][:10] or "not a git checkout") + changes,
             "python": about["python"],
             "versions": versions,
         }
@@ -211,11 +226,27 @@ class Run:
         display({"text/html": f'<dl class="zfu-header">{cells}</dl>', "text/plain": plain}, raw=True)
 
 
-def show(thing: object) -> None:
-    """Show the source of a function or class of this book, so that a page never carries a copy of it."""
+def show(thing: object, *, docstring: bool = False) -> None:
+    """Show the source of a function or class of this book, so that a page never carries a copy of it.
+
+    Args:
+        docstring: with its docstrings, which the reference has too.
+    """
     module = inspect.getmodule(thing).__name__
     source = textwrap.dedent(inspect.getsource(thing)).rstrip()
+    source = source if docstring else _without_docstrings(source)
     display(Markdown(f"*{module}*\n\n```python\n{source}\n```"))
+
+
+def _without_docstrings(source: str) -> str:
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) and len(node.body) > 1:
+            first, end = node.body[0].lineno - 1, node.body[0].end_lineno
+            lines[first:end] = [None] * (end - first)
+            if end < len(lines) and lines[end] == "":
+                lines[end] = None
+    return "\n".join(line for line in lines if line is not None)
 
 
 def table(rows: Mapping[str, Any], *, columns: Sequence[str]) -> None:
@@ -228,14 +259,14 @@ def table(rows: Mapping[str, Any], *, columns: Sequence[str]) -> None:
     body = []
     for name, cells in rows.items():
         cells = (cells,) if isinstance(cells, (str, Interval)) or not isinstance(cells, Sequence) else cells
-        body.append([name, *(_cell(cell) for cell in cells)])
+        body.append((name, cells))
     head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
     lines = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>"
-        for name, *cells in body
+        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(f"<td>{_cell_html(cell)}</td>" for cell in cells)}</tr>'
+        for name, cells in body
     )
     markup = f'<table class="zfu-table"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
-    plain = "\n".join("  ".join(row) for row in [list(columns), *body])
+    plain = "\n".join("  ".join(row) for row in [columns, *([name, *map(_cell, cells)] for name, cells in body)])
     display({"text/html": f'<div class="zfu-scroll">{markup}</div>', "text/plain": plain}, raw=True)
 
 
@@ -243,6 +274,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, Interval):
         return f"{value.mean:.3f}" if value.n == 1 else f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _cell_html(value: Any) -> str:
+    """A cell as HTML; an interval stands on a line of its own, which keeps columns narrow."""
+    if isinstance(value, Interval) and value.n > 1:
+        return f'{value.mean:.3f} <span class="zfu-interval">[{value.low:.3f}, {value.high:.3f}]</span>'
+    return html.escape(_cell(value))
 
 
 def _glue(name: str, value: object) -> None:
@@ -260,8 +298,8 @@ def _row(claim: claims.Claim, judgement: verdicts.Judgement) -> str:
     found = "".join(f"<div>{finding_text(finding)}</div>" for finding in judgement.findings)
     measured = html.escape(judgement.reason) + f'<div class="zfu-found">{found}</div>'
     return (
-        f'<tr><th scope="row" id="claim-{claim.id}">{claim.id.partition(".")[2]}</th><td>{said}</td><td>{measured}</td>'
-        f"<td>{chip(judgement.verdict)}</td></tr>"
+        f'<tr><th scope="row" id="claim-{claim.id}">{claim.id.partition(".")[2]}</th><td>{chip(judgement.verdict)}</td>'
+        f'<td data-head="the paper says">{said}</td><td data-head="measured here">{measured}</td></tr>'
     )
 
 
@@ -273,12 +311,18 @@ def chip(verdict: str) -> str:
 def finding_text(finding: verdicts.Finding) -> str:
     """One line: what was measured, its interval, the rule, and which side of it the interval lies on."""
     ends = [f"{sign} {end:g}" for sign, end in (("≥", finding.min), ("≤", finding.max)) if end is not None]
-    interval = "" if finding.n == 1 else f" [{finding.low:.4g}, {finding.high:.4g}]"
+    interval = "" if finding.n == 1 else f" [{_number(finding.low)}, {_number(finding.high)}]"
     detectable = "" if finding.detectable is None else f", detectable {finding.detectable:.2g}"
     name = html.escape(finding.measurement)
     rule = " and ".join(ends)
-    measured = f"<code>{name}</code> = {finding.mean:.4g}{interval}"
-    return f"{measured}, needs {rule}: {finding.state} (n = {finding.n}{detectable})"
+    measured = f"<code>{name}</code> = {_number(finding.mean)}{interval}"
+    needs = "the comparison requires" if finding.required else "needs"
+    return f"{measured}, {needs} {rule}: {finding.state} (n = {finding.n}{detectable})"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, and never fewer than a whole number has."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _plain(profile: Profile) -> dict[str, Any]:

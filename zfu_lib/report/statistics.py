@@ -81,3 +81,20 @@ def over_items(values: Sequence[float], *, resamples: int = 2000, seed: int = 0)
     low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     detectable = (stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(0.8)) * means.std()
     return Interval(x.mean(), low, high, len(x), "bootstrap over items", detectable)
+
+
+def proportion(successes: int, n: int) -> Interval:
+    """Exact (Clopper-Pearson) interval of a proportion; it stays wide where all of few items succeed.
+
+    Raises:
+        ValueError: no items, or more successes than items.
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes of {n} items")
+    from scipy import stats
+
+    low, high = stats.binomtest(int(successes), int(n)).proportion_ci(CONFIDENCE, method="exact")
+    mean = successes / n
+    # Against the hardest proportion, one half: an upper bound where the outcome is near 0 or 1.
+    detectable = (stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(0.8)) * np.sqrt(0.25 / n)
+    return Interval(mean, float(low), float(high), int(n), "exact binomial over items", float(detectable))

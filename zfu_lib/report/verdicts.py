@@ -2,7 +2,7 @@
 
 A condition is a region ``[min, max]`` and the measurement is an interval. The interval lies inside the region (holds),
 outside it (refuted), or across its edge (open). A claim holds when every condition holds, falls when one is refuted,
-and is `inconclusive` otherwise.
+and is `inconclusive` otherwise, or when something the comparison requires does not hold.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Verdict(StrEnum):
 
 
 class Finding(Strict):
-    """One condition against what was measured."""
+    """One condition against what was measured; ``required`` if it only says whether the comparison means anything."""
 
     measurement: str
     min: float | None
@@ -40,6 +40,7 @@ class Finding(Strict):
     method: str
     detectable: float | None
     state: str
+    required: bool = False
 
 
 class Judgement(Strict):
@@ -81,12 +82,16 @@ def judge(
         return Judgement(claim=claim.id, verdict=Verdict.NOT_RUN, reason=f"the {profile} profile has no test for it")
     if test.cannot_run:
         return Judgement(claim=claim.id, verdict=Verdict.CANNOT_RUN, reason=test.cannot_run)
-    for condition in test.conditions:
+    for condition in (*test.requires, *test.conditions):
         if why := (omitted or {}).get(condition.measurement):
             return Judgement(claim=claim.id, verdict=Verdict.CANNOT_RUN, reason=why)
-    findings = tuple(_find(claim, condition, measured) for condition in test.conditions)
-    states = {finding.state for finding in findings}
-    if "refuted" in states:
+    required = tuple(_find(claim, condition, measured) for condition in test.requires)
+    decisive = tuple(_find(claim, condition, measured) for condition in test.conditions)
+    findings = tuple(finding.model_copy(update={"required": True}) for finding in required) + decisive
+    states = {finding.state for finding in decisive}
+    if any(finding.state != "holds" for finding in required):
+        verdict = Verdict.INCONCLUSIVE
+    elif "refuted" in states:
         verdict = Verdict.DOES_NOT_ADD_UP if claim.kind == "audit" else Verdict.NOT_REPRODUCED
     elif "open" in states:
         verdict = Verdict.INCONCLUSIVE
