@@ -230,6 +230,7 @@ def test_without_a_browser_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_the_command_line_ends_with_the_place(book: Path, monkeypatch, capsys):
     place = book / "_build" / "html"
+    monkeypatch.delenv("ZFU_REQUIRE_BROWSER", raising=False)
     monkeypatch.setattr(site, "_jupyter_book", lambda source, work: (work / "_build" / "html").mkdir(parents=True))
     monkeypatch.setattr(browser, "chromium", lambda: None)
     assert site.main([]) == 0

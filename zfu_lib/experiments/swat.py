@@ -6,6 +6,7 @@ Lengths are counted in windows (ω): an arm "trained at 8ω" saw texts of eight 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import time
@@ -30,7 +31,7 @@ from zfu_lib.lm.harness import evaluate
 from zfu_lib.lm.train import TrainConfig, TrainLog, random_slices, train
 from zfu_lib.report import paths
 from zfu_lib.report.profiles import Cost, Download, Profile
-from zfu_lib.report.statistics import over_seeds
+from zfu_lib.report.statistics import Interval, over_seeds, proportion
 
 TOKENIZER = "meta-llama/Llama-2-7b-hf"
 
@@ -81,19 +82,19 @@ class SwatProfile(Profile):
 QUICK = SwatProfile(
     profile="quick",
     cost=Cost(machine="2 CPU cores", minutes=3, memory_gb=1.5),
-    seeds=4,
+    seeds=3,
     corpus="standard",
     layers=2,
     width=64,
     heads=4,
     window=16,
-    tokens=60_000,
+    tokens=90_000,
     batch_tokens=512,
-    learning_rate=5e-3,
+    learning_rate=1e-2,
     evaluation_tokens=16_384,
-    sweep=(1, 2, 4),
+    sweep=(1, 4),
     longest=64,
-    needle_tokens=160_000,
+    needle_tokens=100_000,
     decode_context=65_536,
     train_at_longest=False,
 )
@@ -163,15 +164,14 @@ PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
 
 # A CPU cannot pay for the full profile's models: this is what changes there, and the run says so.
 FULL_ON_CPU = {
-    "seeds": 4,
     "layers": 4,
     "width": 128,
     "window": 32,
-    "tokens": 300_000,
+    "tokens": 240_000,
     "batch_tokens": 1024,
-    "learning_rate": 3e-3,
+    "learning_rate": 4e-3,
     "evaluation_tokens": 65_536,
-    "needle_tokens": 300_000,
+    "needle_tokens": 200_000,
     "train_at_longest": False,
 }
 
@@ -180,7 +180,7 @@ FULL_ON_CPU = {
 class Arm:
     """One way to build and train the same model: everything else is equal.
 
-    ``slopes`` is a mode of :func:`zfu_lib.attention.swat.balanced_slopes` or None, ``windowed`` whether the model's
+    ``released`` below is what the public repository runs: softmax with slopes and a window. ``slopes`` is a mode of :func:`zfu_lib.attention.swat.balanced_slopes` or None, ``windowed`` whether the model's
     window is ω, ``length`` the training length in windows.
     """
 
@@ -190,12 +190,14 @@ class Arm:
     rope: bool = True
     windowed: bool = True
     length: int = 8
+    sigmoid_bias: float = 0.0
 
 
 ARMS = {
     "full_short": Arm("full softmax, trained at ω", windowed=False, length=1),
     "full": Arm("full softmax", windowed=False),
     "windowed": Arm("windowed softmax"),
+    "released": Arm("windowed softmax with slopes", slopes="recency"),
     "recency": Arm("SWAT (−)", "sigmoid", "recency"),
     "balanced": Arm("SWAT (−+)", "sigmoid", "balanced"),
     "history": Arm("SWAT (+)", "sigmoid", "history"),
@@ -215,8 +217,9 @@ MICRO_BATCH_TOKENS = 32_768
 class Lab:
     """Trains arms on demand, once per seed, and measures them.
 
-    All arms of a seed see the same stretch of text in the same order, and all are evaluated on the same held-out
-    bytes, so that differences between arms are paired.
+    The arms of a seed start from the same weights; those with the same training length see the same texts in the same
+    order. All are evaluated on the same held-out texts, spread evenly over the held-out documents, so that differences
+    between arms are paired. Intervals are over seeds, given those texts.
     """
 
     def __init__(self, profile: SwatProfile, device: str | None = None) -> None:
@@ -256,6 +259,7 @@ class Lab:
             "activation": arm.activation,
             "slopes": arm.slopes,
             "rope": arm.rope,
+            "sigmoid_bias": arm.sigmoid_bias,
             "initializer_range": p.width**-0.5,
         }
         torch.manual_seed(seed)
@@ -290,7 +294,7 @@ class Lab:
             nats per byte [seeds, lengths]; every length is measured on the same bytes, cut into pieces.
         """
         p = self.profile
-        text = (self.corpus.ood if ood else self.corpus.validation)[: p.evaluation_tokens]
+        text = self.text(ood=ood).reshape(-1)
         table = []
         for model in self._readers(name, windowed):
             sizes = [n * p.window for n in lengths]
@@ -298,29 +302,59 @@ class Lab:
             table.append([found[size].mean for size in sizes])
         return np.array(table)
 
+    def text(self, *, ood: bool = False) -> np.ndarray:
+        """The held-out texts: [texts, longest·ω] bytes, evenly spaced over the corpus."""
+        p, stream = self.profile, self.corpus.ood if ood else self.corpus.validation
+        size = p.longest * p.window
+        starts = np.linspace(0, len(stream) - size, p.evaluation_tokens // size).astype(int)
+        return np.stack([stream[start : start + size] for start in starts])
+
     def loss_by_position(self, name: str, length: int, *, windowed: bool | None = None) -> np.ndarray:
         """Held-out loss at each position of texts of ``length`` windows, mean over texts: [seeds, length·ω - 1]."""
-        p, size = self.profile, length * self.profile.window
-        options = {"seq_len": size, "sequences": 2 * p.evaluation_tokens // size, "batch_size": 16_384 // size + 1}
-        text = self.corpus.validation
+        text, size = self.text().reshape(-1), length * self.profile.window
+        options = {"seq_len": size, "sequences": len(text) // size, "batch_size": 16_384 // size + 1}
         readers = self._readers(name, windowed)
         return np.array([loss_by_position(m, text, **options, device=self.device).mean(axis=0) for m in readers])
 
+    def counting_loss(self) -> np.ndarray:
+        """Held-out loss of a table of symbol pairs counted on the texts the arms were trained on: [seeds].
+
+        The least a language model must beat: p(b|a) = (count(ab) + 2 p(b)) / (count(a) + 2).
+        """
+        p, vocabulary = self.profile, self.corpus.vocabulary
+        text = self.text().reshape(-1, 8 * p.window)
+        found = []
+        for seed in range(p.seeds):
+            config = self._schedule(p.tokens, 8 * p.window, seed)
+            batches = random_slices(self.corpus.train, 8 * p.window, config.batch_size, seed)
+            read = torch.cat([batches(step) for step in range(min(config.steps, 4096))])
+            pairs = np.bincount(
+                (read[:, :-1] * vocabulary + read[:, 1:]).flatten().numpy(), minlength=vocabulary * vocabulary
+            ).reshape(vocabulary, vocabulary)
+            single = pairs.sum(axis=0) + 0.1
+            chance = (pairs + 2 * single / single.sum()) / (pairs.sum(axis=1, keepdims=True) + 2)
+            found.append(float(-np.log(chance[text[:, :-1], text[:, 1:]]).mean()))
+        return np.array(found)
+
     def benchmark_gap(self) -> dict[str, np.ndarray]:
-        """Mean accuracy over the profile's benchmarks, SWAT (−) minus full softmax, in points: one entry, [seeds];
-        empty where the profile names no benchmarks."""
+        """Differences of the mean accuracy over the profile's benchmarks, in points, each [seeds]; empty where the
+        profile names no benchmarks."""
         if not self.profile.benchmarks:
             return {}
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
         wanted = [task.split(":") for task in self.profile.benchmarks]
         means = {}
-        for name in ("recency", "full"):
+        for name in ("full", "recency", "balanced", "history"):
             models = [self.trained(name, seed)[0] for seed in range(self.profile.seeds)]
             found = [evaluate(m, tokenizer, [task for task, _ in wanted], device=self.device)["scores"] for m in models]
             means[name] = np.array(
                 [100 * np.mean([s[task][metric]["value"] for task, metric in wanted]) for s in found]
             )
-        return {"s1_accuracy_gap": means["recency"] - means["full"]}
+        return {
+            "s1_accuracy_gap": means["recency"] - means["full"],
+            "s3_accuracy_recency_minus_balanced": means["recency"] - means["balanced"],
+            "s3_accuracy_balanced_minus_history": means["balanced"] - means["history"],
+        }
 
     def long_context_gap(self) -> dict[str, np.ndarray]:
         """Loss at 64ω of SWAT (−) minus full softmax, both trained at 64ω: one entry, [seeds]; empty where the profile
@@ -335,19 +369,27 @@ class Lab:
             return {"s18_loss_gap": "training at 64ω was left out: this run was scaled down for a CPU"}
         return {}
 
-    def training_length_sweep(self) -> dict[int, np.ndarray]:
-        """Excess loss at 8ω over the windowed arm trained at 8ω, by training length in windows: each [seeds]."""
-        full = self.losses("windowed", [8])[:, 0]
-        # A window of ω hides nothing in a text of length ω, so the first point is the full arm trained there.
-        excess = {1: self.losses("full_short", [8], windowed=True)[:, 0] - full}
-        for r in self.profile.sweep[1:]:
-            excess[r] = self.losses(f"windowed_{r}", [8])[:, 0] - full
-        return excess
+    def extrapolation_penalty(self) -> dict[int, np.ndarray]:
+        """What training at r windows costs on texts longer than that, by r: each [seeds].
 
-    def sample(self, length: int, texts: int = 8) -> Tensor:
-        """Held-out texts of ``length`` windows: int64 [texts, length·ω]."""
-        size = length * self.profile.window
-        found = self.corpus.validation[: texts * size].astype(np.int64).reshape(texts, size)
+        For a model trained at r windows take the change of its loss from texts of r windows to texts of eight. The
+        penalty is that change minus the same change of the model trained at eight: differences in how well the two
+        models read short texts cancel.
+        """
+        sweep = self.profile.sweep
+        lengths = sorted({*sweep, 8})
+        whole = dict(zip(lengths, self.losses("windowed", lengths).T, strict=True))
+        penalty = {}
+        for r in sweep:
+            # A window of ω hides nothing in a text of length ω, so that point is the full arm trained there.
+            name = "full_short" if r == 1 else f"windowed_{r}"
+            own, eight = self.losses(name, [r, 8], windowed=True).T
+            penalty[r] = (eight - own) - (whole[8] - whole[r])
+        return penalty
+
+    def sample(self, length: int) -> Tensor:
+        """The beginnings of the held-out texts, ``length`` windows each: int64 [texts, length·ω]."""
+        found = self.text()[:, : length * self.profile.window].astype(np.int64)
         return torch.from_numpy(found).to(self.device)
 
     @torch.no_grad()
@@ -356,27 +398,35 @@ class Lab:
         model = self.trained(name, 0)[0] if trained else self.build(ARMS[name], 0)
         return model(tokens_BT[:1], output_attentions=True).attentions[-1][0].mean(dim=0).cpu().numpy()
 
-    def probes(self, name: str) -> tuple[list[Probe], list[Probe]]:
-        """Probes of an arm's trained models and of the same models at random initialisation, one per seed."""
+    def probes(self, name: str) -> dict[str, list[Probe]]:
+        """Probes of an arm's models, one per seed: ``trained``, ``untrained`` (random initialisation), and
+        ``bias only`` (trained, but with every score q·k zero, which leaves slopes and window)."""
         p, text = self.profile, self.sample(length=4)
-        models = (
-            [self.trained(name, s)[0] for s in range(p.seeds)],
-            [self.build(ARMS[name], s) for s in range(p.seeds)],
-        )
-        after, before = ([probe(model.eval(), text, p.window) for model in found] for found in models)
-        return after, before
+        found: dict[str, list[Probe]] = {"trained": [], "untrained": [], "bias only": []}
+        for seed in range(p.seeds):
+            trained, untrained = self.trained(name, seed)[0], self.build(ARMS[name], seed).eval()
+            silent = copy.deepcopy(trained)
+            for layer in silent.model.layers:
+                layer.attention.qkv_proj.weight.data[: 2 * p.width] = 0
+            for key, model in zip(found, (trained, untrained, silent), strict=True):
+                found[key].append(probe(model, text, p.window))
+        return found
 
-    def recall(self, seed: int) -> Recall:
-        """Train a two-layer SWAT (−+) with window 8 to name a hidden value; accuracy by distance.
+    def recall(self, seed: int, *, full: bool = False) -> dict[str, Recall]:
+        """Train a two-layer model to name a hidden value; correct answers by distance.
 
         Distances go one window further than the stack reaches, so training itself asks for what only chance can give.
+
+        Args:
+            full: train full softmax attention and read with and without a window; otherwise SWAT (−+) with the window.
         """
         window, layers, p = 8, 2, self.profile
         reach = receptive_field(window, layers) - 1
         farthest = reach + window
         length = farthest + 2
-        model = self.build(ARMS["balanced"], seed, window=window, num_hidden_layers=layers)
-        config = self._schedule(p.needle_tokens, length, seed, rate=3e-3)
+        shape = {"num_hidden_layers": layers, "window": None if full else window}
+        model = self.build(ARMS["full" if full else "balanced"], seed, **shape)
+        config = self._schedule(p.needle_tokens, length, seed, rate=5e-3)
 
         def batch(step: int) -> tuple[Tensor, Tensor]:
             rng = np.random.default_rng((seed, step))
@@ -387,14 +437,21 @@ class Lab:
             return torch.from_numpy(tokens), torch.from_numpy(targets)
 
         train(model, batch, config, device=self.device)
+        readers = {"full": model} if full else {"swat": model}
+        if full:
+            readers["imposed"] = self.build(ARMS["full"], seed, **shape | {"window": window})
+            readers["imposed"].load_state_dict(model.state_dict())
+        return {name: self._answers(reader.eval(), seed, window, reach, farthest) for name, reader in readers.items()}
+
+    @torch.no_grad()
+    def _answers(self, model: SwatForCausalLM, seed: int, window: int, reach: int, farthest: int) -> Recall:
         rng = np.random.default_rng((seed, 2**31))
-        accuracy = []
+        correct = []
         for distance in range(1, farthest + 1):
-            tokens, answers, _ = needle_batch(rng, 256, length, distance)
-            with torch.no_grad():
-                guess = model(torch.from_numpy(tokens).to(self.device)).logits[:, -1].argmax(-1).cpu().numpy()
-            accuracy.append(float((guess == answers).mean()))
-        return Recall(window, reach, 1 / 8, list(range(1, farthest + 1)), accuracy)
+            tokens, answers, _ = needle_batch(rng, RECALL_ITEMS, farthest + 2, distance)
+            guess = model(torch.from_numpy(tokens).to(self.device)).logits[:, -1].argmax(-1).cpu().numpy()
+            correct.append(int((guess == answers).sum()))
+        return Recall(window, reach, 1 / 8, list(range(1, farthest + 1)), correct)
 
     def _readers(self, name: str, windowed: bool | None) -> Iterator[SwatForCausalLM]:
         """The arm's models, one per seed, reading with another window than they were trained with if asked to."""
@@ -424,28 +481,44 @@ class Lab:
         )
 
 
+# Questions asked at each distance.
+RECALL_ITEMS = 256
+
+
 class Recall(NamedTuple):
-    """Accuracy at each distance; one layer sees D < ``window``, the stack D <= ``reach``; ``chance`` is guessing."""
+    """Correct answers of ``RECALL_ITEMS`` at each distance D; one layer sees D < ``window``, the stack D <= ``reach``;
+    ``chance`` is guessing."""
 
     window: int
     reach: int
     chance: float
     distances: list[int]
-    accuracy: list[float]
+    correct: list[int]
 
 
-def recall_by_zone(recalls: Sequence[Recall]) -> dict[str, list[float]]:
-    """Mean accuracy per seed ``inside`` the window, ``carried`` within reach, and ``beyond``."""
+def recall_curve(recalls: Sequence[Recall]) -> dict[str, list[float]]:
+    """Accuracy at each distance with an exact binomial interval, seeds pooled."""
+    n = RECALL_ITEMS * len(recalls)
+    found = [proportion(sum(right), n) for right in zip(*(r.correct for r in recalls), strict=True)]
+    ends = {field: [getattr(interval, field) for interval in found] for field in ("low", "high")}
+    return {"x": list(recalls[0].distances), "y": [interval.mean for interval in found], **ends}
+
+
+def recall_by_zone(recalls: Sequence[Recall]) -> dict[str, Interval]:
+    """Accuracy ``inside`` the window, ``carried`` (beyond it, within reach), ``at reach`` (D = (ω-1)·L exactly) and
+    ``beyond``; exact binomial intervals over items, seeds pooled."""
     first = recalls[0]
     zones = {
         "inside": lambda d: d < first.window,
         "carried": lambda d: first.window <= d <= first.reach,
+        "at reach": lambda d: d == first.reach,
         "beyond": lambda d: d > first.reach,
     }
-    return {
-        name: [float(np.mean([a for d, a in zip(r.distances, r.accuracy, strict=True) if inside(d)])) for r in recalls]
-        for name, inside in zones.items()
-    }
+    found = {}
+    for name, inside in zones.items():
+        right = [c for r in recalls for d, c in zip(r.distances, r.correct, strict=True) if inside(d)]
+        found[name] = proportion(sum(right), RECALL_ITEMS * len(right))
+    return found
 
 
 def largest_jump(losses: Sequence[float], span: int = 20) -> float:
@@ -455,19 +528,25 @@ def largest_jump(losses: Sequence[float], span: int = 20) -> float:
 
 
 class Probe(NamedTuple):
-    """What a model's weights look like on one text; arrays are per layer.
+    """What a model's weights look like on some texts: means over layers, heads and texts.
 
-    ``sink``: mean row-normalised weight of queries 1..ω-1 on token 0. ``strongest``: the same for whichever token
-    receives most, over the ω-1 queries after it. ``entropy``: of the row-normalised weights over its maximum, rows
-    with a full window. ``mass``: mean sum of those rows' raw weights. ``variance_ratio``: channel variance of the
-    hidden state at token 0 over the median token's.
+    Weights are row-normalised. u_k is what uniform rows would give token k, from the w-1 queries after it.
+
+    ``sink``: weight that queries 1..ω-1 give to token 0, minus u_0. ``strongest``: of the tokens k in the second window,
+    the largest weight from the ω-1 queries after k, over u_k (1 is uniform). ``sink_rate``: share of layers, heads and
+    texts where that weight exceeds 0.3 (Gu et al., arXiv 2410.10781). ``entropy``: over its maximum, rows with a full
+    window. ``density``: share of those rows' weights above a tenth of uniform. ``mass``: mean sum of those rows' raw
+    weights. ``variance_ratio``: channel variance of the hidden state at token 0 over the median token's, entering the
+    second layer.
     """
 
-    sink: np.ndarray
-    strongest: np.ndarray
-    entropy: np.ndarray
-    mass: np.ndarray
-    variance_ratio: np.ndarray
+    sink: float
+    strongest: float
+    sink_rate: float
+    entropy: float
+    density: float
+    mass: float
+    variance_ratio: float
 
 
 @torch.no_grad()
@@ -475,31 +554,44 @@ def probe(model: SwatForCausalLM, tokens_BT: Tensor, window: int) -> Probe:
     """Measure attention weights and hidden states.
 
     Args:
-        model: any arm.
-        tokens_BT: int64 [B, T], T >= 2·``window``.
+        model: any arm with at least two layers.
+        tokens_BT: int64 [B, T], T >= 3·``window``.
         window: ω for which sinks and entropies are compared between arms; a full-attention arm is read on the queries
             and rows that a windowed one has too.
     """
     out = model(tokens_BT, output_attentions=True, output_hidden_states=True)
-    columns = []
-    for weights_BHTT, hidden_BTC in zip(out.attentions, out.hidden_states[1:], strict=True):
+    found = []
+    for weights_BHTT in out.attentions:
         normal = weights_BHTT / weights_BHTT.sum(-1, keepdim=True).clamp_min(1e-12)
-        length = normal.shape[-1]
-        received = torch.stack([normal[..., k + 1 : k + window, k].mean(dim=(0, 1, 2)) for k in range(length - window)])
-        rows = normal[..., window - 1 : window, :window] if window == length else normal[..., window - 1 :, :]
-        entropy = -(rows * rows.clamp_min(1e-12).log()).sum(-1)
-        visible = (weights_BHTT[..., window - 1 :, :] > 0).sum(-1).clamp_min(2)
-        variance = hidden_BTC.float().var(dim=-1)
-        columns.append(
+        # Visibility by position, not by weight: a softmax weight may underflow to zero.
+        count_T = torch.arange(1, normal.shape[-1] + 1, device=normal.device).float()
+        if model.config.window is not None:
+            count_T = count_T.clamp_max(model.config.window)
+
+        def received(k: int, normal=normal) -> Tensor:
+            return normal[..., k + 1 : k + window, k].mean(-1)
+
+        def uniform(k: int, count_T=count_T) -> Tensor:
+            return (1 / count_T[k + 1 : k + window]).mean()
+
+        later = torch.stack([received(k) for k in range(window, 2 * window)])
+        relative = torch.stack([received(k) / uniform(k) for k in range(window, 2 * window)])
+        rows, counts = normal[..., window - 1 :, :], count_T[window - 1 :]
+        entropy = -(rows * rows.clamp_min(1e-12).log()).sum(-1) / counts.log()
+        dense = (rows > 0.1 / counts[:, None]).sum(-1) / counts
+        found.append(
             (
-                received[0].item(),
-                received.max().item(),
-                (entropy / visible.log()).mean().item(),
-                weights_BHTT[..., window - 1 :, :].sum(-1).mean().item(),
-                (variance[:, 0] / variance.median(dim=1).values).mean().item(),
+                (received(0) - uniform(0)).mean(),
+                relative.amax(0).mean(),
+                (later.amax(0) > 0.3).float().mean(),
+                entropy.mean(),
+                dense.mean(),
+                weights_BHTT[..., window - 1 :, :].sum(-1).mean(),
             )
         )
-    return Probe(*(np.array(column) for column in zip(*columns, strict=True)))
+    variance_BT = out.hidden_states[1].float().var(dim=-1)
+    ratio = (variance_BT[:, 0] / variance_BT.median(dim=1).values).mean()
+    return Probe(*(float(np.mean([float(layer[i]) for layer in found])) for i in range(6)), float(ratio))
 
 
 def receptive_field_violations(pairs: Sequence[tuple[int, int]] = ((3, 2), (4, 3), (6, 2)), seed: int = 0) -> int:
@@ -541,7 +633,7 @@ def influence(model: SwatForCausalLM, reach: int) -> list[bool]:
 
 
 def time_attention(
-    ways: Sequence[str], lengths: Sequence[int], *, window: int = 64, repeats: int = 7
+    ways: Sequence[str], lengths: Sequence[int], *, window: int = 64, repeats: int = 15
 ) -> dict[str, np.ndarray]:
     """CPU seconds of one forward pass of attention (B1 H4 D64, float32): [repeats, lengths] for each way.
 
@@ -596,7 +688,8 @@ def audit(tables: dict) -> dict[str, float]:
         "s2_average_error": abs(mean["swat"] - swat[-1]),
         "s2_lead_over_titans": mean["swat"] - mean["titans"],
         "a1_largest_repeat_gap": max(abs(t2[a][7] - t3[b][1]) for a, b in twice.items()),
-        "a2_gain_from_history_heads": by_number["4"][3] - min(by_number["5"][3], by_number["6"][3]),
+        "a2_gain_of_8_4": by_number["4"][3] - by_number["5"][3],
+        "a2_gain_of_6_6": by_number["4"][3] - by_number["6"][3],
         "a3_copied_cells": sum(row[i] == row[i + 4] for row in rows for i in range(4)),
     }
 
@@ -612,62 +705,60 @@ def averages(tables: dict) -> list[dict[str, float | str]]:
 
 
 class Decoding(NamedTuple):
-    """Decoding after contexts of growing length: cache bytes and CPU seconds per token, one entry per context."""
+    """Decoding after contexts of growing length: cache bytes per context, and the time of a token after the longest
+    over that after the shortest, one ratio per round."""
 
     contexts: tuple[int, ...]
     cache_bytes: list[int]
-    seconds_per_token: list[float]
+    ratios: list[float]
     formula_bytes: int
 
 
 @torch.no_grad()
-def decode(model: SwatForCausalLM, contexts: Sequence[int], *, tokens: int = 128, chunk: int = 512) -> Decoding:
-    """Read a random context in chunks, then time ``tokens`` single-token steps; for each context length.
+def decode(
+    model: SwatForCausalLM, contexts: Sequence[int], *, rounds: int = 15, tokens: int = 16, chunk: int = 512
+) -> Decoding:
+    """Read a random context of each length in chunks, then time single-token steps, the contexts in turn.
 
     ``formula_bytes`` is 2·L·ω·d·bytes: keys and values of ω tokens in every layer.
     """
     model = model.eval()
     config = model.config
     generator = torch.Generator().manual_seed(0)
-    cache_bytes, seconds = [], []
+    caches = []
     for context in contexts:
         text = torch.randint(256, (1, context), generator=generator).to(model.device)
         cache = None
         for start in range(0, context, chunk):
             cache = model(text[:, start : start + chunk], past_key_values=cache, use_cache=True).past_key_values
-        begin = time.process_time()
+        caches.append(cache)
+
+    def seconds(cache: object) -> float:
+        begin = time.perf_counter()
         for i in range(tokens):
-            cache = model(text[:, i : i + 1], past_key_values=cache, use_cache=True).past_key_values
-        seconds.append((time.process_time() - begin) / tokens)
-        cache_bytes.append(cache.nbytes)
+            last = model(text[:, i : i + 1], past_key_values=cache, use_cache=True).logits
+        last.sum().item()  # waits for a GPU
+        return time.perf_counter() - begin
+
+    taken = [[seconds(cache) for cache in caches] for _ in range(rounds + 1)][1:]
     item = next(model.parameters()).element_size()
     formula = 2 * config.num_hidden_layers * config.window * config.hidden_size * item
-    return Decoding(tuple(contexts), cache_bytes, seconds, formula)
+    ratios = [row[-1] / row[0] for row in taken]
+    return Decoding(tuple(contexts), [cache.nbytes for cache in caches], ratios, formula)
 
 
-PROBE_COLUMNS = ("sink", "sink, untrained", "strongest token", "entropy", "entropy, untrained", "variance ratio")
+def probe_table(probed: dict[str, dict[str, list[Probe]]]) -> dict[str, tuple[Interval, ...]]:
+    """Rows "arm, control" of intervals over seeds, one cell per field of :class:`Probe`."""
+    return {
+        f"{ARMS[name].label}, {control}": tuple(over_seeds(column) for column in zip(*probes, strict=True))
+        for name, controls in probed.items()
+        for control, probes in controls.items()
+    }
 
 
-def probe_row(after: Sequence[Probe], before: Sequence[Probe]) -> tuple[object, ...]:
-    """Means over layers with intervals over seeds, in the order of ``PROBE_COLUMNS``; the variance ratio is the
-    largest over layers."""
-
-    def over(probes: Sequence[Probe], field: str, reduce=np.mean) -> object:
-        return over_seeds([reduce(getattr(x, field)) for x in probes])
-
-    return (
-        over(after, "sink"),
-        over(before, "sink"),
-        over(after, "strongest"),
-        over(after, "entropy"),
-        over(before, "entropy"),
-        over(after, "variance_ratio", np.max),
-    )
-
-
-def sink_growth(after: Sequence[Probe], before: Sequence[Probe]) -> np.ndarray:
-    """Mean sink over layers, trained less untrained: [seeds]."""
-    return np.array([a.sink.mean() - b.sink.mean() for a, b in zip(after, before, strict=True)])
+def sink_growth(probes: dict[str, list[Probe]]) -> np.ndarray:
+    """Sink of the trained models less that of the untrained: [seeds]."""
+    return np.array([a.sink - b.sink for a, b in zip(probes["trained"], probes["untrained"], strict=True)])
 
 
 def doublings(longest: int) -> list[int]:
