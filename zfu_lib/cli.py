@@ -54,6 +54,11 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else 500)
 err = Console(stderr=True, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SeedsOption = Annotated[int | None, typer.Option(help="Seeds per stochastic measurement instead of the profile's.")]
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A field of the profile; VALUE as in YAML."),
+]
 ProfileOption = Annotated[Name, typer.Option(help="quick: any laptop; full: real data; paper: the paper's own scale.")]
 
 
@@ -103,12 +108,18 @@ def plan(
         list[str] | None, typer.Argument(metavar="[SLUG]...", help="Papers; all chapters if none.")
     ] = None,
     profile: ProfileOption = Name.QUICK,
+    seeds: SeedsOption = None,
+    parameter: ParameterOption = None,
     as_json: Json = False,
 ) -> None:
-    """Time, memory, disk and downloads of runs before they start; exit code 3 if one cannot be made here."""
+    """Time, memory, disk and downloads of runs before they start; exit code 3 if one cannot be made here.
+
+    With parameters of your own: the time grows with the seeds; what other fields cost is not known before the run.
+    """
     from zfu_lib.report import papers
 
-    plans = [_plan(slug, profile) for slug in (slugs or papers.chapters())]
+    given = _parameters(parameter or []) | ({"seeds": seeds} if seeds is not None else {})
+    plans = [_plan(slug, profile, given) for slug in (slugs or papers.chapters())]
     if as_json:
         _print_json(plans)
     else:
@@ -134,13 +145,8 @@ def plan(
 def run(
     slugs: Annotated[list[str], typer.Argument(metavar="SLUG...", help="Papers to run.")],
     profile: ProfileOption = Name.QUICK,
-    seeds: Annotated[
-        int | None, typer.Option(help="Seeds per stochastic measurement instead of the profile's.")
-    ] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A field of the profile; VALUE as in YAML."),
-    ] = None,
+    seeds: SeedsOption = None,
+    parameter: ParameterOption = None,
     publish: Annotated[bool, typer.Option("--publish", help="Copy the sealed record to book/results/.")] = False,
     limit: Annotated[float | None, typer.Option(help="Stop a notebook after this many minutes.")] = None,
 ) -> None:
@@ -148,20 +154,17 @@ def run(
 
     A run with parameters of your own is sealed and kept for `zfu diff`, but the book goes on showing the profile's.
     """
-    from zfu_lib.report import execute, profiles
+    from zfu_lib.report import execute
 
     given = _parameters(parameter or []) | ({"seeds": seeds} if seeds is not None else {})
     jobs = []
     for slug in slugs:
         known = _profiles(slug)
-        try:
-            resolved = profiles.resolve(known, given | {"profile": profile.value})
-        except profiles.ParameterError as error:
-            raise Stop(Exit.USAGE, f"{slug}: {error}") from None
+        resolved = _resolved(slug, profile, given)
         typed = {name: getattr(resolved, name) for name in given}
         seconds = execute.time_limit(resolved.cost, resolved.seeds / known[profile].seeds)
         jobs.append((slug, typed, 60 * limit if limit else seconds, resolved != known[profile]))
-    plans = [_plan(slug, profile) for slug in slugs]
+    plans = [_plan(slug, profile, given) for slug in slugs]
     _refuse(plans)
     for p in plans:
         for words in p["remarks"]:
@@ -380,19 +383,30 @@ def _profiles(slug: str) -> dict[str, Profile]:
     return importlib.import_module(f"zfu_lib.experiments.{slug}").PROFILES
 
 
-def _plan(slug: str, profile: Name) -> dict[str, Any]:
+def _resolved(slug: str, profile: Name, given: dict[str, Any]) -> Profile:
+    from zfu_lib.report import profiles
+
+    try:
+        return profiles.resolve(_profiles(slug), given | {"profile": profile.value})
+    except profiles.ParameterError as error:
+        raise Stop(Exit.USAGE, f"{slug}: {error}") from None
+
+
+def _plan(slug: str, profile: Name, given: dict[str, Any]) -> dict[str, Any]:
     from zfu_lib.report import machine
 
-    known = _profiles(slug)
-    if profile.value not in known:
-        raise Stop(Exit.USAGE, f"{slug} has no profile {profile.value!r}; there are: {', '.join(known)}")
-    cost = known[profile].cost
+    resolved = _resolved(slug, profile, given)
+    own = _profiles(slug)[profile]
+    minutes = round(own.cost.minutes * resolved.seeds / own.seeds, 2)
+    cost = dataclasses.replace(own.cost, minutes=minutes)
     here = machine.look()
     downloads = [{"id": d.id, "gb": d.gigabytes, "here": machine.in_cache(d)} for d in cost.downloads]
     hub = machine.hub_answers() if profile is Name.PAPER and not all(d["here"] for d in downloads) else None
     data, obstacles = {}, machine.obstacles(cost, profile, here, hub=hub)
     with _data_errors():
         data = {name: _data_state(name) for name in cost.data}
+    fields = [name for name in given if getattr(resolved, name) != getattr(own, name) and name != "seeds"]
+    unknown = [f"the estimate is the profile's; it does not know {', '.join(fields)}"] if fields else []
     for name, state in data.items():
         if state not in ("here", "can be fetched"):
             obstacles.append(f"data set {name}: {state}")
@@ -403,7 +417,7 @@ def _plan(slug: str, profile: Name) -> dict[str, Any]:
         "downloads": downloads,
         "data": data,
         "obstacles": obstacles,
-        "remarks": machine.remarks(cost, profile, here),
+        "remarks": machine.remarks(cost, profile, here) + unknown,
     }
 
 

@@ -49,7 +49,6 @@ EXTRA = "extra"
 DOWNLOADS = "downloads"
 
 
-
 @dataclass(frozen=True)
 class Shelf:
     """Claims and records of every paper, as found in one tree."""
@@ -121,8 +120,13 @@ def as_json(shelf: Shelf) -> str:
     for paper, claim, profile, judged, run in rows(shelf):
         about = {"run_id": run.run_id, "started": run.started, **_origin(run)} if run else None
         out.append(
-            {"paper": paper.slug, "profile": profile, **claim.model_dump(mode="json", exclude={"test"}),
-             **judged.model_dump(mode="json", exclude={"claim"}), "run": about}
+            {
+                "paper": paper.slug,
+                "profile": profile,
+                **claim.model_dump(mode="json", exclude={"test"}),
+                **judged.model_dump(mode="json", exclude={"claim"}),
+                "run": about,
+            }
         )
     return json.dumps(out, indent=1, ensure_ascii=False) + "\n"
 
@@ -135,11 +139,26 @@ def as_csv(shelf: Shelf) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*head, *finding_fields, "deviations", "run_id", "started", "commit", "device"])
     for paper, claim, profile, judged, run in rows(shelf):
-        first = [claim.id, paper.slug, profile, judged.verdict, judged.reason, claim.statement, claim.source,
-                 claim.kind, _reported(claim), claim.confirmed]
+        first = [
+            claim.id,
+            paper.slug,
+            profile,
+            judged.verdict,
+            judged.reason,
+            claim.statement,
+            claim.source,
+            claim.kind,
+            _reported(claim),
+            claim.confirmed,
+        ]
         origin = _origin(run) if run else {"commit": "", "device": ""}
-        last = [" | ".join(claim.deviations), run.run_id if run else "", run.started if run else "",
-                origin["commit"], origin["device"]]
+        last = [
+            " | ".join(claim.deviations),
+            run.run_id if run else "",
+            run.started if run else "",
+            origin["commit"],
+            origin["device"],
+        ]
         for finding in judged.findings or (None,):
             middle = [getattr(finding, field) if finding else "" for field in finding_fields]
             writer.writerow([*first, *middle, *last])
@@ -149,7 +168,6 @@ def as_csv(shelf: Shelf) -> str:
 def _origin(run: Record) -> dict[str, str]:
     commit = str(run.provenance.get("commit") or "")
     return {"commit": commit, "device": str(run.provenance.get("device") or "unknown")}
-
 
 
 def _reported(claim: Claim) -> str:
@@ -214,7 +232,6 @@ def _measured(judged: Judgement) -> str:
     return f"{escape(judged.reason)}" + (f'<ul class="zfu-found">{found}</ul>' if found else "")
 
 
-
 class Shown(SphinxDirective):
     """A directive that shows HTML made from the shelf."""
 
@@ -262,7 +279,7 @@ class Matrix(Shown):
         total: Counter[Verdict] = sum((_counts(shelf.judged(slug, "quick")) for slug in chapters), Counter())
         legend = "".join(
             f'<li><span class="zfu-key zfu-{_dashes(v)}" aria-hidden="true">{GLYPHS[v]}</span> {v}'
-            f' <b>{total[v]}</b></li>'
+            f" <b>{total[v]}</b></li>"
             for v in Verdict
         )
         done = f"{len(chapters)} of {len(papers.PAPERS)} papers have a chapter."
@@ -360,8 +377,8 @@ class Claims(Shown):
         cells = ""
         for profile in shown:
             judged = judgement(claim, profile, shelf.run(slug, profile))
-            cells += f"<td>{chip(judged.verdict)}<div>{_measured(judged)}</div></td>"
-        return f'<tr><th scope="row">{name}</th><td>{said(claim)}</td>{cells}</tr>'
+            cells += f'<td data-head="Measured: {profile}">{chip(judged.verdict)}<div>{_measured(judged)}</div></td>'
+        return f'<tr><th scope="row">{name}</th><td data-head="The paper says">{said(claim)}</td>{cells}</tr>'
 
 
 def said(claim: Claim) -> str:
@@ -411,7 +428,8 @@ class Results(Shown):
         keys = " ".join(f'data-{key}="{escape(str(value), quote=True)}"' for key, value in data.items())
         return (
             f'<tr {keys}><th scope="row">{name}</th><td title="{escape(paper.title, quote=True)}">{paper.slug}</td>'
-            f"<td>{profile}</td><td>{chip(judged.verdict)}</td><td>{said(claim)}</td><td>{_measured(judged)}</td></tr>"
+            f'<td>{profile}</td><td>{chip(judged.verdict)}</td><td data-head="The paper says">{said(claim)}</td>'
+            f'<td data-head="Measured here">{_measured(judged)}</td></tr>'
         )
 
 
@@ -437,8 +455,14 @@ class Runs(Shown):
         """One run."""
         page = self.page(f"notebooks/{run.slug}")
         name = f'<a href="{page}">{run.slug}</a>' if page else run.slug
-        cells = [run.profile, _date(run), _duration(run.wall_seconds), _size(run.peak_memory_bytes),
-                 escape(_origin(run)["device"]), _commit(run)]
+        cells = [
+            run.profile,
+            _date(run),
+            _duration(run.wall_seconds),
+            _size(run.peak_memory_bytes),
+            escape(_origin(run)["device"]),
+            _commit(run),
+        ]
         return f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
     def details(self, run: Record) -> str:
@@ -492,7 +516,6 @@ def _dashes(verdict: Verdict) -> str:
     return verdict.replace(" ", "-")
 
 
-
 def _write_modules(app: Sphinx, document: str, source: list[str]) -> None:
     """Replace a line ``% modules: package`` by the package and a section for each of its modules, so that the
     reference never lags behind the packages."""
@@ -516,7 +539,6 @@ def modules(package: str) -> list[str]:
         if not any(part.startswith("_") for part in info.name.split(".")):
             names.append(info.name)
     return names
-
 
 
 def _keep_bars(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:

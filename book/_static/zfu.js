@@ -1,4 +1,4 @@
-// Filters and sorting of the results page, and tables that the keyboard can scroll. Without this script every row shows.
+// Filters and sorting of the results page, and boxes that scroll. Without this script every row shows.
 "use strict";
 
 document.addEventListener("DOMContentLoaded", () => {
@@ -55,11 +55,22 @@ document.addEventListener("DOMContentLoaded", () => {
   });
 });
 
-// Tables of a notebook scroll sideways in their own box: let the keyboard reach it too.
+// Tables and figures scroll sideways in their own box: let the keyboard reach a box that does, and mark where more is.
 document.addEventListener("DOMContentLoaded", () => {
-  document.querySelectorAll(".zfu-scroll:not([tabindex])").forEach((box) => {
-    box.tabIndex = 0;
-    box.setAttribute("role", "region");
-    box.setAttribute("aria-label", box.querySelector("caption")?.textContent || "Table");
-  });
+  const boxes = [...document.querySelectorAll(".zfu-scroll, .zfu-frame")];
+  const look = (box) => {
+    const hidden = box.scrollWidth - box.clientWidth;
+    box.classList.toggle("zfu-more", hidden - box.scrollLeft > 2);
+    if (hidden > 2 && !box.hasAttribute("tabindex")) {
+      const name = box.querySelector("caption")?.textContent || (box.matches(".zfu-frame") ? "Figure" : "Table");
+      box.tabIndex = 0;
+      box.setAttribute("role", "region");
+      box.setAttribute("aria-label", name);
+    }
+  };
+  const watch = new ResizeObserver((entries) => entries.forEach((entry) => look(entry.target)));
+  for (const box of boxes) {
+    box.addEventListener("scroll", () => look(box), { passive: true });
+    watch.observe(box);
+  }
 });

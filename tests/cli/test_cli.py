@@ -114,6 +114,15 @@ def test_plan_prints_what_a_run_takes(shared_project: Any) -> None:
     assert len(json.loads(refused.stdout)[0]["obstacles"]) == 2
 
 
+def test_plan_takes_the_parameters_of_a_run(shared_project: Any) -> None:
+    (row,) = json.loads(shared_project.zfu("plan", "mini", "--json", "-p", "seeds=6", "-p", "scale=2.0").stdout)
+    assert row["minutes"] == 0.2
+    assert any("does not know scale" in words for words in row["remarks"])
+    refused = shared_project.zfu("plan", "mini", "-p", "scail=2.0")
+    assert refused.returncode == 2
+    assert "did you mean 'scale'?" in refused.stderr
+
+
 def test_help_documents_exit_codes(shared_project: Any) -> None:
     shown = " ".join(shared_project.zfu("--help").stdout.replace("│", " ").split())
     for code in cli.Exit:

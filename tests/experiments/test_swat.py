@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from zfu_lib.attention import swat as method
 from zfu_lib.data.hub import hub_corpus
 from zfu_lib.experiments import swat
 from zfu_lib.lm import harness
@@ -16,7 +17,7 @@ from zfu_lib.report import claims, statistics, verdicts
 
 TINY = replace(
     swat.QUICK, seeds=2, layers=2, width=32, window=8, tokens=2000, batch_tokens=128, evaluation_tokens=1024,
-    sweep=(1, 2), needle_tokens=2000,
+    sweep=(1, 2), longest=8, needle_tokens=2000,
 )  # fmt: skip
 
 
@@ -31,7 +32,8 @@ def test_audit_of_the_printed_tables():
     assert found["s2_average_error"] == pytest.approx(51.85 - 51.33125)
     assert found["s2_lead_over_titans"] == pytest.approx(51.33125 - 51.55625)
     assert found["a1_largest_repeat_gap"] == pytest.approx(5.0274 - 4.5447)
-    assert found["a2_gain_from_history_heads"] == pytest.approx(2.6200 - 2.6492)
+    assert found["a2_gain_of_8_4"] == pytest.approx(2.6200 - 2.6492)
+    assert found["a2_gain_of_6_6"] == pytest.approx(2.6200 - 2.7275)
     assert found["a3_copied_cells"] == 2
 
 
@@ -75,34 +77,58 @@ def test_a_window_that_is_one_too_wide_loses_its_verdict(monkeypatch):
     assert verdict_of_reach(swat.receptive_field_violations()) == "not reproduced"
 
 
-@pytest.mark.parametrize(("name", "mass"), [("windowed", 1.0), ("full", 1.0)])
-def test_probe_of_content_free_softmax(lab, name, mass):
-    """With all scores equal, a softmax row is uniform: entropy 1, mass 1, and token 0 gets 1/(m+1) from query m."""
+@pytest.mark.parametrize("name", ["windowed", "full"])
+def test_probe_of_content_free_softmax(lab, name):
+    """With all scores equal every row is uniform: no sink, every token gets its share, entropy and density 1."""
     model = lab.build(swat.ARMS[name], 0)
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.attention.qkv_proj.weight[: 2 * TINY.width].detach())
     found = swat.probe(model.eval(), lab.sample(4), TINY.window)
-    expected = np.mean([1 / (m + 1) for m in range(1, TINY.window)])
-    assert found.sink == pytest.approx(expected, rel=1e-4)
+    assert found.sink == pytest.approx(0, abs=1e-6)
+    assert found.strongest == pytest.approx(1, rel=1e-5)
+    assert found.sink_rate == 0
     assert found.entropy == pytest.approx(1, rel=1e-5)
-    assert found.mass == pytest.approx(mass, rel=1e-5)
+    assert found.density == found.mass == pytest.approx(1, rel=1e-5)
+
+
+def test_probe_of_content_free_sigmoid(lab):
+    """Without slopes every weight is one half, so a full row has mass ω/2 and is as even as softmax's."""
+    model = lab.build(replace(swat.ARMS["recency"], slopes=None), 0)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.attention.qkv_proj.weight[: 2 * TINY.width].detach())
+    found = swat.probe(model.eval(), lab.sample(4), TINY.window)
+    assert found.mass == pytest.approx(TINY.window / 2)
+    assert found.entropy == pytest.approx(1, rel=1e-5)
+
+
+def test_bias_only_control_is_what_the_slopes_do(lab):
+    """The control's row mass is the closed form, whatever was learnt."""
+    probes = lab.probes("balanced")["bias only"]
+    expected = method.row_mass(TINY.window, method.balanced_slopes(TINY.heads, "balanced")).mean()
+    assert [found.mass for found in probes] == pytest.approx([float(expected)] * TINY.seeds, rel=1e-5)
 
 
 def test_probe_sees_a_sink(lab, monkeypatch):
-    """A model whose every query looks at token 0 alone has sink 1 and entropy 0."""
+    """A model whose every query looks at one token alone has all weight there and entropy 0."""
     model = lab.build(swat.ARMS["full"], 0).eval()
     forward = model.forward
+    chosen = TINY.window + 3
 
-    def all_on_the_first(*args, **kw):
+    def all_on_one(*args, **kw):
         out = forward(*args, **kw)
-        out.attentions = tuple(torch.zeros_like(a).index_fill_(-1, torch.tensor([0]), 1.0) for a in out.attentions)
+        weights = [torch.zeros_like(a).index_fill_(-1, torch.tensor([0, chosen]), 1.0).tril() for a in out.attentions]
+        for a in weights:
+            a[..., chosen:, 0] = 0
+        out.attentions = tuple(weights)
         return out
 
-    monkeypatch.setattr(model, "forward", all_on_the_first)
+    monkeypatch.setattr(model, "forward", all_on_one)
     found = swat.probe(model, lab.sample(4), TINY.window)
-    assert found.sink == pytest.approx(1)
-    assert found.strongest == pytest.approx(1)
-    assert np.abs(found.entropy).max() < 1e-6
+    uniform = np.mean([1 / (m + 1) for m in range(1, TINY.window)])
+    assert found.sink == pytest.approx(1 - uniform, rel=1e-5)
+    assert found.sink_rate == 1
+    assert found.strongest > TINY.window
+    assert abs(found.entropy) < 1e-6
 
 
 def test_arms_of_a_seed_start_equal_and_read_as_asked(lab):
@@ -114,25 +140,72 @@ def test_arms_of_a_seed_start_equal_and_read_as_asked(lab):
     assert not np.allclose(as_trained, lab.losses("windowed", [2, 4], windowed=False))
 
 
-def test_sweep_starts_with_the_model_that_never_evicts(lab):
-    sweep = lab.training_length_sweep()
-    assert list(sweep) == [1, 2]
-    one = lab.losses("full_short", [8], windowed=True)[:, 0] - lab.losses("windowed", [8])[:, 0]
-    assert np.array_equal(sweep[1], one)
+def test_extrapolation_penalty_is_zero_for_the_arm_itself(lab, monkeypatch):
+    penalty = lab.extrapolation_penalty()
+    assert list(penalty) == [1, 2]
+    # Were the arm trained at two windows the one trained at eight, nothing would be left.
+    twin = lab.trained("windowed", 0), lab.trained("windowed", 1)
+    for seed in range(2):
+        monkeypatch.setitem(lab._trained, ("windowed_2", seed), twin[seed])
+    assert lab.extrapolation_penalty()[2] == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_losses_of_all_lengths_read_the_same_bytes(lab):
+    """A model that predicts the same distribution everywhere has the same loss at every length, but for the first
+    byte of each piece, which nothing predicts."""
+    model = lab.build(swat.ARMS["windowed"], 0)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    found = swat.loss_by_length(model, lab.text().reshape(-1), [8, 64], tokens_per_length=lab.text().size)
+    assert found[8].mean == pytest.approx(np.log(256), rel=1e-5)
+    assert found[8].mean == pytest.approx(found[64].mean, rel=1e-6)
+
+
+def test_counting_loss_is_the_formula(lab):
+    text, p = lab.text().reshape(-1, 8 * TINY.window), TINY
+    config = lab._schedule(p.tokens, 8 * p.window, 0)
+    batches = swat.random_slices(lab.corpus.train, 8 * p.window, config.batch_size, 0)
+    read = torch.cat([batches(step) for step in range(config.steps)]).numpy()
+    pairs = np.zeros((256, 256))
+    for row in read:
+        for a, b in zip(row[:-1], row[1:], strict=True):
+            pairs[a, b] += 1
+    single = (pairs.sum(axis=0) + 0.1) / (pairs.sum() + 25.6)
+    total = [
+        -np.log((pairs[a, b] + 2 * single[b]) / (pairs[a].sum() + 2))
+        for row in text
+        for a, b in zip(row[:-1], row[1:], strict=True)
+    ]
+    assert lab.counting_loss()[0] == pytest.approx(np.mean(total), rel=1e-9)
+
+
+def test_held_out_texts_are_spread_and_untouched_by_training(lab):
+    text = lab.text()
+    assert text.shape == (TINY.evaluation_tokens // (8 * TINY.window), 8 * TINY.window)
+    assert np.array_equal(text[0], lab.corpus.validation[: text.shape[1]])
+    assert np.array_equal(text[-1], lab.corpus.validation[-text.shape[1] :])
 
 
 def test_recall_zones():
-    recall = swat.Recall(3, 4, 0.5, [1, 2, 3, 4, 5, 6], [1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
-    zones = swat.recall_by_zone([recall])
-    assert {name: value[0] for name, value in zones.items()} == pytest.approx(
-        {"inside": 0.9, "carried": 0.5, "beyond": 0.1}
-    )
+    n = swat.RECALL_ITEMS
+    recall = swat.Recall(3, 4, 0.125, [1, 2, 3, 4, 5, 6], [n, n, n // 2, n // 4, 0, n // 8])
+    zones = swat.recall_by_zone([recall, recall])
+    means = {name: zone.mean for name, zone in zones.items()}
+    assert means == pytest.approx({"inside": 1, "carried": 0.375, "at reach": 0.25, "beyond": 1 / 16})
+    assert zones["inside"].n == 4 * n
+    assert zones["inside"].low < 1
+    assert swat.recall_curve([recall, recall])["y"] == pytest.approx([1, 1, 0.5, 0.25, 0, 0.125])
+
+
+def test_recall_beyond_the_reach_is_chance_whatever_was_learnt(lab):
+    zone = swat.recall_by_zone([lab.recall(0)["swat"]])["beyond"]
+    assert zone.low < 0.125 < zone.high
 
 
 def test_decoding_keeps_exactly_the_window(lab):
     model = lab.build(swat.ARMS["balanced"], 0)
-    found = swat.decode(model, (TINY.window // 2, 3 * TINY.window, 200), tokens=4, chunk=16)
+    found = swat.decode(model, (TINY.window // 2, 3 * TINY.window, 200), rounds=2, tokens=4, chunk=16)
     assert found.cache_bytes[-1] == found.cache_bytes[1] == found.formula_bytes == 2 * 2 * 8 * 32 * 4
+    assert len(found.ratios) == 2
 
 
 def test_exponents_of_power_laws():
@@ -144,7 +217,7 @@ def test_full_profile_says_how_far_a_cpu_scales_it_down(monkeypatch):
     monkeypatch.setitem(swat.CORPORA, "books", swat.CORPORA["standard"])
     lab = swat.Lab(swat.FULL, device="cpu")
     assert "Scaled down for a CPU" in lab.description()
-    assert "40 times" in lab.description()
+    assert "50 times" in lab.description()
     assert lab.omitted().keys() == {"s18_loss_gap"}
     assert not lab.long_context_gap()
     assert lab.profile.profile == "full"
@@ -178,8 +251,8 @@ def test_paper_path_in_miniature(tmp_path, monkeypatch):
     small = {name: getattr(TINY, name) for name in ("seeds", "layers", "width", "window", "tokens", "batch_tokens")}
     lab = swat.Lab(replace(swat.PAPER, **small, evaluation_tokens=2048), device="cpu")
     assert lab.build(swat.ARMS["full"], 0).config.vocab_size == len(byte_tokenizer())
-    (gap,) = lab.benchmark_gap().values()
-    assert gap.shape == (2,)
-    assert np.isfinite(gap).all()
+    gaps = lab.benchmark_gap()
+    assert len(gaps) == 3
+    assert all(gap.shape == (2,) and np.isfinite(gap).all() for gap in gaps.values())
     assert np.isfinite(lab.long_context_gap()["s18_loss_gap"]).all()
     assert (tmp_path / "checkpoints" / "swat-paper-full-0.safetensors").exists()

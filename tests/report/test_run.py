@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+from matplotlib.figure import Figure
 
 from zfu_lib.report import figures, record, statistics
 from zfu_lib.report import run as runs
@@ -126,11 +127,73 @@ def test_figure_is_drawn_for_both_themes(root, shown):
     assert page.count('alt="a &quot;rising&quot; line"') == 2
     assert "A &lt; B" in page
     light, dark = figures.svg(plot, "light"), figures.svg(plot, "dark")
-    assert figures.INK["light"] in light
-    assert figures.INK["dark"] in dark
-    assert figures.INK["dark"] not in light
+    for theme, drawing, other in (("light", light, "dark"), ("dark", dark, "light")):
+        assert figures.THEMES[theme].ink in drawing
+        assert figures.THEMES[theme].colour(0).lower() in drawing
+        assert figures.THEMES[other].ink not in drawing
+        assert figures.THEMES[other].colour(0).lower() not in drawing
 
 
 def test_figures_are_the_same_bytes_every_time():
     plot = figures.row(figures.heat([[1.0, 0.5]], xlabel="x", ylabel="y", colour_label="w"))
     assert figures.svg(plot, "light") == figures.svg(plot, "light")
+
+
+def test_a_heat_map_says_where_colours_are_clipped():
+    def labels(**options):
+        plot = figures.heat([[1.0, 0.5]], xlabel="x", ylabel="y", colour_label="w", **options)
+        canvas = Figure()
+        plot.draw(canvas.subplots(), figures.THEMES["light"])
+        return canvas.axes[-1].get_ylabel()
+
+    assert labels() == labels(top=1.0) == "w"
+    assert labels(top=0.75) == "w (arrow: above 0.75)"
+
+
+def test_a_palette_starts_again():
+    for theme in figures.THEMES.values():
+        assert len(set(theme.colours)) == len(theme.colours)
+        assert theme.colour(len(theme.colours)) == theme.colour(0)
+
+
+def documented(x):
+    """Twice ``x``."""
+
+    def inner(y):
+        """Once more."""
+        return y
+
+    return inner(2 * x)
+
+
+def test_source_is_shown_without_its_docstrings(shown, monkeypatch):
+    monkeypatch.setattr(runs, "display", lambda data: shown.append(data.data))
+    runs.show(documented)
+    runs.show(documented, docstring=True)
+    short, long = shown
+    assert "def documented(x):\n    def inner(y):\n        return y\n" in short
+    assert "Twice" not in short
+    assert "Once more" not in short
+    assert '"""Twice ``x``."""' in long
+
+
+def test_an_interval_in_a_table_stands_on_its_own_line(shown):
+    interval = statistics.over_seeds([1.0, 1.2])
+    runs.table({"a < b": (interval, "plain", statistics.exact(2.0))}, columns=("name", "x", "y", "z"))
+    ((data, _),) = shown
+    ends = f"[{interval.low:.3f}, {interval.high:.3f}]"
+    assert f'<td>1.100 <span class="zfu-interval">{ends}</span></td><td>plain</td><td>2.000</td>' in data["text/html"]
+    assert "a &lt; b" in data["text/html"]
+    assert f"1.100 {ends}  plain  2.000" in data["text/plain"]
+
+
+def test_the_ledger_shows_the_verdict_first_and_three_digits(root, shown):
+    run = begin()
+    run.measure("gain", statistics.Interval(-0.123456, -1234.567, 0.000123456, 3, "t over seeds", 0.5))
+    run.omit("too_big", "too small")
+    run.ledger()
+    page = next(data["text/html"] for data, _ in shown if "zfu-ledger" in data.get("text/html", ""))
+    heads = ("claim", "verdict", "the paper says", "measured here")
+    assert "".join(f'<th scope="col">{head}</th>' for head in heads) in page
+    assert "= −0.123 [−1,235, 0.000123]" in page
+    assert '<td data-head="measured here">' in page

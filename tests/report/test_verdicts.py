@@ -77,3 +77,37 @@ def test_every_verdict_can_be_reached() -> None:
         judge(claim(cannot="why"), "quick", {}).verdict,
     }
     assert reached == set(Verdict)
+
+
+GATED = {
+    "id": "mini.S1", "statement": "a", "source": "b", "kind": "ordering", "metric": "c",
+    "test": {
+        "quick": {
+            "measures": "d",
+            "requires": [{"measurement": "skill", "min": 0}],
+            "conditions": [{"measurement": "gap", "min": 0}],
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("skill", "gap", "verdict"),
+    [
+        ([1.0, 1.1, 0.9], [1.0, 1.1, 0.9], Verdict.DIRECTION_HOLDS),
+        ([1.0, 1.1, 0.9], [-1.0, -1.1, -0.9], Verdict.NOT_REPRODUCED),
+        ([-1.0, -1.1, -0.9], [1.0, 1.1, 0.9], Verdict.INCONCLUSIVE),
+        ([-1.0, 1.0, 0.1], [-1.0, -1.1, -0.9], Verdict.INCONCLUSIVE),
+    ],
+)
+def test_what_a_comparison_requires_comes_first(skill: list[float], gap: list[float], verdict: Verdict) -> None:
+    found = judge(Claim.model_validate(GATED), "quick", {"skill": over_seeds(skill), "gap": over_seeds(gap)})
+    assert found.verdict == verdict
+    assert [finding.required for finding in found.findings] == [True, False]
+
+
+@pytest.mark.parametrize("missing", ["skill", "gap"])
+def test_what_a_run_left_out_cannot_run_here(missing: str) -> None:
+    found = judge(Claim.model_validate(GATED), "quick", {}, {missing: "no GPU"})
+    assert found.verdict == Verdict.CANNOT_RUN
+    assert found.reason == "no GPU"

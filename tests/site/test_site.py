@@ -77,7 +77,8 @@ def test_prose_may_be_edited_after_a_run_and_code_may_not(book: Path):
     clean.cells[0].source = "# Renamed"
     page = site.laid_over(clean, executed, "swat")
     assert page.cells[0].source == "# Renamed"
-    assert any("injected-parameters" in cell.metadata.get("tags", []) for cell in page.cells)
+    (injected,) = [cell for cell in page.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert "remove-cell" in injected.metadata["tags"]
     assert not any("papermill" in cell.metadata for cell in page.cells)
     assert "sealed swat" in page.cells[-1].outputs[0].text
     clean.cells[-1].source += "\n1"
@@ -148,7 +149,9 @@ def test_the_pages_of_the_fixture(built):
     assert front.count('class="zfu-status">in progress') == len(papers.PAPERS) - 1
     assert re.search(r"The gap is\s*<[^>]*>1\.00<", front)
     assert 'href="../notebooks/swat.html#claim-swat.S3"' in front
-    assert 'id="claim-swat.S3"' in (place / "notebooks" / "swat.html").read_text()
+    chapter = (place / "notebooks" / "swat.html").read_text()
+    assert 'id="claim-swat.S3"' in chapter
+    assert chapter.count("# Parameters") == 0
     assert list(records) == [("swat", "quick")]
 
 
@@ -206,6 +209,34 @@ def test_filters_and_dark_mode_in_a_browser(built, chromium: str):
         assert page.inner_text(".zfu-shown") == "3 of 21 rows"
         page.click("th:has-text('Verdict') button")
         assert page.get_attribute("th:has-text('Verdict')", "aria-sort") == "ascending"
+
+
+def test_a_phone_reads_figures_at_size_and_claims_as_cards(built, chromium: str):
+    place, _ = built
+    with browser.opened(chromium) as opened, browser.served(place) as address:
+        page = opened.new_page(color_scheme="dark", viewport=browser.PHONE)
+        page.goto(f"{address}/notebooks/swat.html")
+        image = page.locator("img.zfu-dark")
+        assert image.bounding_box()["width"] > 500
+        assert image.evaluate("image => getComputedStyle(image).filter") == "none"
+        assert page.locator(".zfu-frame.zfu-more").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") == browser.PHONE["width"]
+        for verdict in page.locator(".zfu-ledger .zfu-verdict").all():
+            box = verdict.bounding_box()
+            assert box["x"] + box["width"] < browser.PHONE["width"]
+        page.goto(f"{address}/book/index.html?verdict=inconclusive&profile=quick")
+        assert page.locator(".zfu-results-table tbody tr:visible").count() == 1
+
+
+def test_88_columns_of_code_fit_a_small_laptop(built, chromium: str):
+    place, _ = built
+    with browser.opened(chromium) as opened, browser.served(place) as address:
+        page = opened.new_page(viewport=browser.DESKTOP)
+        page.goto(f"{address}/notebooks/swat.html")
+        page.evaluate("document.querySelector('.cell_input pre').textContent = 'x'.repeat(88)")
+        assert page.evaluate(
+            "(() => { const e = document.querySelector('.cell_input pre'); return e.scrollWidth <= e.clientWidth })()"
+        )
 
 
 def test_faults_are_found_in_a_browser(tmp_path: Path, chromium: str):

@@ -128,11 +128,11 @@ PAPER = replace(
     FULL,
     profile="paper",
     cost=Cost(
-        machine="one H200: 16 arms x 3 seeds x 27 hours = 1,300 GPU hours (arithmetic, at 40% utilisation)",
-        minutes=78_000,
+        machine="one H200: 17 arms x 3 seeds x 27 hours, arithmetic at 40% utilisation",
+        minutes=82_600,
         memory_gb=64,
         gpu_memory_gb=100,
-        disk_gb=120,
+        disk_gb=5,
         downloads=(
             Download("HuggingFaceFW/fineweb-edu (sample-100BT, the part streamed)", 60),
             Download("emozilla/pg19 (test)", 0.1),
@@ -180,8 +180,9 @@ FULL_ON_CPU = {
 class Arm:
     """One way to build and train the same model: everything else is equal.
 
-    ``released`` below is what the public repository runs: softmax with slopes and a window. ``slopes`` is a mode of :func:`zfu_lib.attention.swat.balanced_slopes` or None, ``windowed`` whether the model's
-    window is ω, ``length`` the training length in windows.
+    ``slopes`` is a mode of :func:`zfu_lib.attention.swat.balanced_slopes` or None, ``windowed`` whether the model's
+    window is ω, ``length`` the training length in windows. ``released`` below is what the public repository runs:
+    softmax with slopes and a window.
     """
 
     label: str
@@ -206,7 +207,7 @@ ARMS = {
     "sigmoid_short": Arm("full sigmoid, trained at ω", "sigmoid", windowed=False, length=1),
     "full_long": Arm("full softmax, trained at 64ω", windowed=False, length=64),
     "recency_long": Arm("SWAT (−), trained at 64ω", "sigmoid", "recency", length=64),
-    **{f"windowed_{r}": Arm(f"windowed softmax, trained at {r}ω", length=r) for r in (1, 2, 3, 4, 5, 6)},
+    **{f"windowed_{r}": Arm(f"windowed softmax, trained at {r}ω", length=r) for r in (2, 3, 4, 5, 6)},
 }
 
 
@@ -532,12 +533,12 @@ class Probe(NamedTuple):
 
     Weights are row-normalised. u_k is what uniform rows would give token k, from the w-1 queries after it.
 
-    ``sink``: weight that queries 1..ω-1 give to token 0, minus u_0. ``strongest``: of the tokens k in the second window,
-    the largest weight from the ω-1 queries after k, over u_k (1 is uniform). ``sink_rate``: share of layers, heads and
-    texts where that weight exceeds 0.3 (Gu et al., arXiv 2410.10781). ``entropy``: over its maximum, rows with a full
-    window. ``density``: share of those rows' weights above a tenth of uniform. ``mass``: mean sum of those rows' raw
-    weights. ``variance_ratio``: channel variance of the hidden state at token 0 over the median token's, entering the
-    second layer.
+    ``sink``: weight that queries 1..ω-1 give to token 0, minus u_0. ``strongest``: of the tokens k in the second
+    window, the largest weight from the ω-1 queries after k, over u_k (1 is uniform). ``sink_rate``: share of
+    layers, heads and texts where that weight exceeds 0.3 (Gu et al., arXiv 2410.10781). ``entropy``: over its
+    maximum, rows with a full window. ``density``: share of those rows' weights above a tenth of uniform. ``mass``:
+    mean sum of those rows' raw weights. ``variance_ratio``: channel variance of the hidden state at token 0 over
+    the median token's, entering the second layer.
     """
 
     sink: float

@@ -18,21 +18,36 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette without its yellow, which is too faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)))
-INK = {"light": "#1f2328", "dark": "#e6edf3"}
-LABEL = {"light": "white", "dark": "#14181e"}
-
 Series = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A figure waiting to be drawn: ``draw(axes, ink)`` paints one panel, ``data`` is what it shows."""
+class Theme:
+    """Colours of a drawing: ``ink`` for text and axes, ``grid`` for grid lines, ``colours`` for series."""
 
-    draw: Callable[[Axes, str], None]
+    ink: str
+    grid: str
+    colours: tuple[str, ...]
+
+    def colour(self, number: int) -> str:
+        """Colour of a series by its number; after the last it starts again."""
+        return self.colours[number % len(self.colours)]
+
+
+# Okabe and Ito's palette without its yellow, which is too faint on white; for dark pages the same hues, lighter.
+THEMES = {
+    "light": Theme("#1f2328", "#d4d9de", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")),
+    "dark": Theme("#e6edf3", "#454c55", ("#56B4E9", "#FF9E4A", "#4CC9A0", "#F0A6CA", "#B5DDF7", "#FFD166")),
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure waiting to be drawn: ``draw(axes, theme)`` paints one panel, ``data`` is what it shows."""
+
+    draw: Callable[[Axes, Theme], None]
     data: Any = None
     size: tuple[float, float] = (6.4, 3.6)
 
@@ -56,16 +71,20 @@ def lines(
         baseline: horizontal reference line (label, y).
     """
 
-    def draw(axes: Axes, ink: str) -> None:
+    def draw(axes: Axes, theme: Theme) -> None:
         for i, (label, s) in enumerate(series.items()):
-            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+            colour, dash = theme.colour(i), DASHES[i % len(DASHES)]
             few = len(s["x"]) <= 24
             marker = MARKERS[i % len(MARKERS)] if few else None
             axes.plot(s["x"], s["y"], color=colour, ls=dash, marker=marker, label=label)
             if "low" in s:
                 axes.fill_between(s["x"], s["low"], s["high"], color=colour, alpha=0.18, lw=0)
+        if mark:
+            # Room for the labels above the curves.
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 0.1 * (high - low))
         for label, x in (mark or {}).items():
-            axes.axvline(x, color=ink, lw=0.9, ls=":")
+            axes.axvline(x, color=theme.ink, lw=0.9, ls=":")
             axes.annotate(
                 label,
                 (x, 1),
@@ -76,7 +95,7 @@ def lines(
                 fontsize=8,
             )
         if baseline:
-            axes.axhline(baseline[1], color=ink, lw=0.9, ls=(0, (1, 2)))
+            axes.axhline(baseline[1], color=theme.ink, lw=0.9, ls=(0, (1, 2)))
             axes.annotate(
                 baseline[0],
                 (1, baseline[1]),
@@ -109,15 +128,15 @@ def intervals(rows: Mapping[str, Any], *, xlabel: str, baseline: tuple[str, floa
         rows: label -> :class:`~zfu_lib.report.statistics.Interval` (or anything with mean, low, high).
     """
 
-    def draw(axes: Axes, ink: str) -> None:
+    def draw(axes: Axes, theme: Theme) -> None:
         for i, interval in enumerate(rows.values()):
-            axes.plot([interval.low, interval.high], [i, i], color=COLOURS[0], lw=2, alpha=0.6)
-            axes.plot(interval.mean, i, "o", color=COLOURS[0])
+            axes.plot([interval.low, interval.high], [i, i], color=theme.colour(0), lw=2, alpha=0.6)
+            axes.plot(interval.mean, i, "o", color=theme.colour(0))
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         if baseline:
-            axes.axvline(baseline[1], color=ink, lw=0.9, ls=":")
+            axes.axvline(baseline[1], color=theme.ink, lw=0.9, ls=":")
             axes.annotate(
                 baseline[0],
                 (baseline[1], 0),
@@ -135,12 +154,13 @@ def intervals(rows: Mapping[str, Any], *, xlabel: str, baseline: tuple[str, floa
 def bars(groups: Mapping[str, Sequence[float]], *, labels: Sequence[str], xlabel: str, ylabel: str) -> Plot:
     """Bars side by side: one group of bars per label, one colour and hatch per series."""
 
-    def draw(axes: Axes, ink: str) -> None:
+    def draw(axes: Axes, theme: Theme) -> None:
         width = 0.8 / len(groups)
         for i, (name, heights) in enumerate(groups.items()):
             x = np.arange(len(labels)) + (i - (len(groups) - 1) / 2) * width
             hatch = ("", "//", "..", "xx")[i % 4]
-            axes.bar(x, heights, width * 0.92, label=name, color=COLOURS[i % len(COLOURS)], hatch=hatch, edgecolor=ink)
+            look = {"color": theme.colour(i), "hatch": hatch, "edgecolor": theme.ink}
+            axes.bar(x, heights, width * 0.92, label=name, **look)
         axes.set_xticks(range(len(labels)), labels)
         axes.grid(axis="x", visible=False)
         axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -158,16 +178,40 @@ def heat(
     title: str = "",
     top: float | None = None,
 ) -> Plot:
-    """A matrix as colours (perceptually uniform map), row 0 on top; NaN stays empty."""
-    values = np.asarray(matrix, dtype=float)
+    """A matrix as colours (perceptually uniform map), row 0 on top; NaN stays empty.
 
-    def draw(axes: Axes, ink: str) -> None:
+    Args:
+        top: the value of the brightest colour; where some lie above it, the colour bar ends in an arrow and says so.
+    """
+    values = np.asarray(matrix, dtype=float)
+    clipped = top is not None and bool((values > top).any())
+
+    def draw(axes: Axes, theme: Theme) -> None:
         image = axes.imshow(values, cmap="viridis", aspect="equal", interpolation="nearest", vmin=0, vmax=top)
         axes.grid(visible=False)
-        axes.figure.colorbar(image, ax=axes, label=colour_label, fraction=0.046, pad=0.04)
+        label = f"{colour_label} (arrow: above {top:g})" if clipped else colour_label
+        extend = "max" if clipped else "neither"
+        axes.figure.colorbar(image, ax=axes, label=label, fraction=0.046, pad=0.04, extend=extend)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
 
     return Plot(draw, {"matrix": np.round(values, 4).tolist()}, size=(3.6, 3.2))
+
+
+def switches(rows: Mapping[str, Sequence[bool]], *, xlabel: str) -> Plot:
+    """Yes (filled) or no (empty) along x, one named row each, first row on top; x counts from 0."""
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for i, states in enumerate(rows.values()):
+            for on, face in ((True, theme.colours[0]), (False, "none")):
+                x = [j for j, state in enumerate(states) if bool(state) is on]
+                axes.scatter(x, [i] * len(x), s=70, marker="s", facecolors=face, edgecolors=theme.colours[0])
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False)
+        axes.set(xlabel=xlabel)
+
+    data = {label: [bool(state) for state in states] for label, states in rows.items()}
+    return Plot(draw, data, size=(6.4, 0.9 + 0.34 * len(rows)))
 
 
 def row(*plots: Plot) -> Plot:
@@ -186,7 +230,7 @@ class _Row(Plot):
 
 def svg(plot: Plot, theme: str) -> str:
     """``plot`` as a self-contained SVG with a transparent background for a ``light`` or ``dark`` page."""
-    ink = INK[theme]
+    look = THEMES[theme]
     style = {
         "font.size": 10,
         "axes.titlesize": 10,
@@ -197,13 +241,13 @@ def svg(plot: Plot, theme: str) -> str:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
-        "grid.alpha": 0.25,
-        "axes.edgecolor": ink,
-        "axes.labelcolor": ink,
-        "text.color": ink,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "grid.color": ink,
+        "axes.axisbelow": True,
+        "axes.edgecolor": look.ink,
+        "axes.labelcolor": look.ink,
+        "text.color": look.ink,
+        "xtick.color": look.ink,
+        "ytick.color": look.ink,
+        "grid.color": look.grid,
         "figure.facecolor": "none",
         "axes.facecolor": "none",
         "savefig.facecolor": "none",
@@ -215,7 +259,7 @@ def svg(plot: Plot, theme: str) -> str:
         panels = getattr(plot, "plots", (plot,))
         widths = [panel.size[0] for panel in panels]
         for axes, panel in zip(np.ravel(figure.subplots(1, len(panels), width_ratios=widths)), panels, strict=True):
-            panel.draw(axes, ink)
+            panel.draw(axes, look)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
@@ -233,7 +277,10 @@ def plain(data: Any) -> Any:
 
 
 def markup(plot: Plot, name: str, caption: str, alt: str) -> str:
-    """HTML of a figure with both drawings; the page's theme shows one. Without a theme the light one shows."""
+    """HTML of a figure with both drawings; the page's theme shows one. Without a theme the light one shows.
+
+    The drawings stand in a frame that scrolls sideways where a screen is too narrow for their text.
+    """
 
     def image(theme: str) -> str:
         data = base64.b64encode(svg(plot, theme).encode()).decode()
@@ -243,4 +290,7 @@ def markup(plot: Plot, name: str, caption: str, alt: str) -> str:
 
     anchor = html.escape(name, quote=True)
     caption = f"<figcaption>{html.escape(caption)}</figcaption>"
-    return f'<figure class="zfu-figure" id="fig-{anchor}">{image("light")}{image("dark")}{caption}</figure>'
+    # Matplotlib draws 72 points to the inch, a browser shows 96 pixels.
+    width = f"--zfu-width:{96 * plot.size[0]:.0f}px"
+    frame = f'<div class="zfu-frame" style="{width}">{image("light")}{image("dark")}</div>'
+    return f'<figure class="zfu-figure" id="fig-{anchor}">{frame}{caption}</figure>'

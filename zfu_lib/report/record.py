@@ -102,14 +102,13 @@ class Record(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def provenance(device: str = "cpu") -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Commit, versions and machine kind, without user, host or path."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": device,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or None,
         "versions": {name: _version(name) for name in PACKAGES},

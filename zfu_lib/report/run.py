@@ -66,6 +66,8 @@ class Run:
         self.folder = self._folder()
         self._claims = claims.load(slug)
         self._started, self._clock = datetime.now(UTC), time.monotonic()
+        # At the start: the code that runs is the code of that moment.
+        self._provenance = record.provenance()
         self._parameters = {name: value for name, value in parameters.items() if value is not None}
         self._data: dict[str, record.DataUsed] = {}
         self._values: dict[str, Any] = {}
@@ -199,7 +201,7 @@ class Run:
             wall_seconds=round(time.monotonic() - self._clock, 1),
             peak_memory_bytes=record.peak_memory_bytes(),
             parameters=self._parameters | {"resolved": _plain(self.profile)},
-            provenance=record.provenance(self.device),
+            provenance=self._provenance | {"device": self.device},
             data=list(self._data.values()),
             values=self._values,
             measurements=self._measurements,
@@ -211,7 +213,7 @@ class Run:
         print(f"sealed {result.slug} {result.profile} {result.run_id}: {len(self._judged)} claims judged")
 
     def _show_header(self) -> None:
-        about = record.provenance()
+        about = self._provenance
         versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items() if v and name != "papermill")
         changes = " with uncommitted changes" if about["changed_files"] else ""
         words = {
@@ -322,7 +324,8 @@ def finding_text(finding: verdicts.Finding) -> str:
 
 def _number(value: float) -> str:
     """Three significant digits, and never fewer than a whole number has."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return digits.replace("-", "\N{MINUS SIGN}")  # a line never breaks after it
 
 
 def _plain(profile: Profile) -> dict[str, Any]:

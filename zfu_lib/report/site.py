@@ -101,8 +101,15 @@ def laid_over(clean: NotebookNode, executed: NotebookNode, slug: str = "") -> No
             source = next(done)
             kept.outputs, kept.execution_count = copy.deepcopy(source.outputs), source.execution_count
         if "parameters" in cell.metadata.get("tags", []):
-            page.cells += copy.deepcopy(injected)
+            page.cells += [_unseen(cell) for cell in injected]
     return without_traces(page)
+
+
+def _unseen(cell: NotebookNode) -> NotebookNode:
+    """A copy that stays in the notebook and off the page: the parameters stand in the header of the run."""
+    cell = copy.deepcopy(cell)
+    cell.metadata["tags"] = [*cell.metadata.get("tags", []), "remove-cell"]
+    return cell
 
 
 def without_traces(notebook: NotebookNode) -> NotebookNode:
