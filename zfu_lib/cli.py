@@ -494,13 +494,15 @@ def _verdict(claim: Any, profile: Name, found: Any) -> str:
 
     if found is None:
         return "cannot run here" if (test := claim.test.get(profile.value)) and test.cannot_run else "not run"
-    recorded = next((judged.verdict.value for judged in found.claims if judged.claim == claim.id), None)
+    before = next((judged for judged in found.claims if judged.claim == claim.id), None)
+    if before is None:
+        return "not judged (its rule changed since)"
     measured = {name: measurement.interval for name, measurement in found.measurements.items()}
     try:
-        now = verdicts.judge(claim, profile.value, measured).verdict.value
+        same = verdicts.rejudge(claim, profile.value, measured, before).verdict == before.verdict
     except KeyError:
-        now = None
-    return recorded if recorded and recorded == now else f"{recorded or 'not judged'} (its rule changed since)"
+        same = False
+    return before.verdict.value + ("" if same else " (its rule changed since)")
 
 
 def _record(text: str) -> Any:

@@ -205,6 +205,11 @@ def _commit(run: Record) -> str:
     return f"commit <code>{escape(commit[:10])}</code>{changed}" if commit else "not from a git checkout"
 
 
+def _notes(run: Record) -> str:
+    """What a reader must know beside the numbers (a budget that was scaled down, say)."""
+    return "".join(f'<span class="zfu-note">{escape(note)}</span>' for note in run.notes)
+
+
 def _counts(judged: list[tuple[Claim, Judgement]]) -> Counter[Verdict]:
     return Counter(judgement.verdict for _, judgement in judged)
 
@@ -347,7 +352,7 @@ class Matrix(Shown):
             return "not run on this machine yet"
         said = ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])
         device = escape(_origin(run)["device"])
-        return f"{said}. {_date(run)}, {_commit(run)}, {device}, {_duration(run.wall_seconds)}"
+        return f"{said}. {_date(run)}, {_commit(run)}, {device}, {_duration(run.wall_seconds)}{_notes(run)}"
 
 
 class Claims(Shown):
@@ -367,7 +372,9 @@ class Claims(Shown):
             "mean [95% interval]. The two are never mixed."
         )
         heads = ["Claim", "The paper says", *(f"Measured: {profile}" for profile in shown)]
-        return _scroll("Claims of the paper", _table("zfu-claims-table", caption, heads, body))
+        runs = ((profile, shelf.run(slug, profile)) for profile in shown)
+        about = "".join(f"<p><strong>{profile}</strong> {_date(run)}{_notes(run)}</p>" for profile, run in runs if run)
+        return about + _scroll("Claims of the paper", _table("zfu-claims-table", caption, heads, body))
 
     def claim(self, shelf: Shelf, claim: Claim, shown: list[str]) -> str:
         """One row."""

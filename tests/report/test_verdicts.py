@@ -2,7 +2,7 @@ import pytest
 
 from zfu_lib.report.claims import Claim
 from zfu_lib.report.statistics import Interval, exact, over_seeds
-from zfu_lib.report.verdicts import Verdict, judge
+from zfu_lib.report.verdicts import Verdict, judge, rejudge
 
 
 def claim(kind: str = "ordering", *, scale_free: bool = False, cannot: str = "", two: bool = False) -> Claim:
@@ -111,3 +111,11 @@ def test_what_a_run_left_out_cannot_run_here(missing: str) -> None:
     found = judge(Claim.model_validate(GATED), "quick", {}, {missing: "no GPU"})
     assert found.verdict == Verdict.CANNOT_RUN
     assert found.reason == "no GPU"
+
+
+def test_judging_a_sealed_run_again_keeps_what_it_could_not_measure() -> None:
+    claim = Claim.model_validate(GATED)
+    before = judge(claim, "quick", {}, {"gap": "no GPU", "skill": "no GPU"})
+    assert rejudge(claim, "quick", {}, before) == before
+    with pytest.raises(KeyError, match="skill"):
+        rejudge(claim, "quick", {}, before.model_copy(update={"verdict": Verdict.INCONCLUSIVE}))

@@ -289,7 +289,7 @@ def _rejudged(listed: claims.ClaimsFile, result: Record) -> Iterator[str]:
             yield f"claim {judged.claim} is no longer in the claims file; run it again"
             continue
         try:
-            now = verdicts.judge(rules[judged.claim], result.profile, measured)  # type: ignore[arg-type]
+            now = verdicts.rejudge(rules[judged.claim], result.profile, measured, judged)  # type: ignore[arg-type]
         except KeyError as error:
             yield f"{error.args[0]}; run it again"
             continue

@@ -102,6 +102,23 @@ def judge(
     return Judgement(claim=claim.id, verdict=verdict, reason=test.measures, findings=findings)
 
 
+def rejudge(claim: Claim, profile: Profile, measured: Mapping[str, Interval], before: Judgement) -> Judgement:
+    """Decide a claim again by today's rule, from what a sealed run measured.
+
+    Args:
+        before: the run's own judgement; where it says that the run could not measure something, that still holds.
+
+    Raises:
+        KeyError: as :func:`judge`.
+    """
+    omitted = {}
+    if before.verdict == Verdict.CANNOT_RUN and profile in claim.test:
+        test = claim.test[profile]
+        needed = {condition.measurement for condition in (*test.requires, *test.conditions)}
+        omitted = dict.fromkeys(needed - set(measured), before.reason)
+    return judge(claim, profile, measured, omitted)
+
+
 def _find(claim: Claim, condition: Condition, measured: Mapping[str, Interval]) -> Finding:
     if condition.measurement not in measured:
         raise KeyError(f"claim {claim.id} needs {condition.measurement!r}; the run measured {sorted(measured)}")
