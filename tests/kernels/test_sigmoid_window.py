@@ -302,7 +302,7 @@ def test_memory_is_linear_in_length():
 
     def buffer(T):
         q = torch.empty(4, T, 8)
-        return banded._Plan(q, torch.zeros(4), 64, 0.0, True).buffer_elements
+        return banded._Plan(q, torch.zeros(4), 64, 0.0, backward=False, constant=True).buffer_elements
 
     assert buffer(32768) == buffer(4096) <= 2 * banded.BUFFER_ELEMENTS
 
