@@ -103,7 +103,11 @@ def test_committed_records_are_sealed_and_judged_by_todays_rules() -> None:
         found = record.read(file)
         assert (found.slug, found.profile) == (file.parent.name, file.stem)
         measured = {name: measurement.interval for name, measurement in found.measurements.items()}
-        now = [verdicts.judge(claim, found.profile, measured) for claim in claims.load(found.slug).claims]
+        before = {judgement.claim: judgement for judgement in found.claims}
+        now = [
+            verdicts.rejudge(claim, found.profile, measured, before[claim.id])
+            for claim in claims.load(found.slug).claims
+        ]
         assert {j.claim: j.verdict for j in now} == {j.claim: j.verdict for j in found.claims}, file.name
 
 
