@@ -17,6 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)))
@@ -207,6 +208,7 @@ def switches(rows: Mapping[str, Sequence[bool]], *, xlabel: str) -> Plot:
                 axes.scatter(x, [i] * len(x), s=70, marker="s", facecolors=face, edgecolors=theme.colours[0])
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=False)
         axes.set(xlabel=xlabel)
 
