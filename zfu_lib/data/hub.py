@@ -7,8 +7,6 @@ machine with little memory. The file is complete or absent: an interrupted downl
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 from zfu_lib.data import catalogue
 from zfu_lib.data.catalogue import DataError
 from zfu_lib.data.text import Corpus
-from zfu_lib.report.record import DataUsed
+from zfu_lib.report.record import DataUsed, replacing
 
 
 def hub_corpus(
@@ -70,22 +68,12 @@ def _tokens(dataset: str, options: dict, encode: Any, field: str, count: int, fo
     key = hashlib.sha256(repr((dataset, sorted(options.items()), encode.name_or_path, field, count)).encode())
     file = folder / f"{key.hexdigest()[:16]}.u32"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                written = sum(
-                    out.write(part.tobytes()) // 4
-                    for part in _encoded(_documents(dataset, options, field), encode, count)
-                )
-                out.flush()
-                os.fsync(out.fileno())
+        with replacing(file) as new:
+            with open(new, "wb") as out:
+                parts = _encoded(_documents(dataset, options, field), encode, count)
+                written = sum(out.write(part.tobytes()) // 4 for part in parts)
             if written < count:
                 raise DataError(f"{dataset} has only {written} tokens, {count} were asked for")
-            os.replace(name, file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
     return np.memmap(file, dtype=np.uint32, mode="r")
 
 

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +30,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from zfu_lib.report.record import replacing
 
 IGNORED = -100
 Batch = Tensor | tuple[Tensor, Tensor]
@@ -314,18 +315,8 @@ def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config
         tensors |= {f"optimizer.{index}.{name}": t.contiguous() for name, t in state.items()}
     tensors |= {f"log.{name}": torch.tensor(getattr(log, name), dtype=torch.float64) for name in SERIES}
     metadata = {"config": json.dumps(_identity(config)), "diverged": json.dumps(log.diverged)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, name, metadata=metadata)
-        with open(name, "rb+") as stream:
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(file) as new:
+        save_file(tensors, new, metadata=metadata)
 
 
 def _load(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig) -> TrainLog:

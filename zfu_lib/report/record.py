@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -154,20 +155,30 @@ def read(file: Path) -> Record:
     return record
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Replace ``file`` by ``text``; a reader or a crash sees the old file or the new one, never a part."""
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary path to write; on leaving it replaces ``file`` in one step, on an error it is gone.
+
+    A reader or a crash sees the old file or the new one, never a part.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
+        yield Path(name)
+        with open(name, "rb+") as stream:
             os.fsync(stream.fileno())
         os.chmod(name, 0o644)
         os.replace(name, file)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace ``file`` by ``text`` as :func:`replacing` does."""
+    with replacing(file) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def _numbers(value: object, place: str = "record") -> Iterator[tuple[str, float]]:
