@@ -5,7 +5,7 @@ import sys
 from zfu_lib.report import dependencies, papers
 
 PROFILE = config.get("profile", "quick")
-SLUGS = str(config["papers"]).split(",") if "papers" in config else papers.chapters()
+SLUGS = str(config["papers"]).split(",") if "papers" in config else papers.notebooks()
 PYTHON = sys.executable
 
 

@@ -49,6 +49,8 @@ EPILOG = (
 app = typer.Typer(no_args_is_help=True, add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
 data_app = typer.Typer(no_args_is_help=True, help="The catalogue of real data sets.", epilog=EPILOG)
 app.add_typer(data_app, name="data")
+lm_app = typer.Typer(no_args_is_help=True, help="The book's own small language models.", epilog=EPILOG)
+app.add_typer(lm_app, name="lm")
 # A pipe has no width: give every row of a table one line there.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 500)
 err = Console(stderr=True, highlight=False)
@@ -77,11 +79,12 @@ def _zfu() -> None:
 
 @app.command("list")
 def list_papers(as_json: Json = False) -> None:
-    """The papers, their state, and the runs there are."""
+    """The papers and appendices, their state, and the runs there are."""
     from zfu_lib.report import execute, papers, paths, record
 
     rows = []
-    for paper in papers.PAPERS.values():
+    appendices = [(slug, title, "", "") for slug, title in papers.APPENDICES.items() if slug in papers.notebooks()]
+    for paper in (*papers.PAPERS.values(), *(papers.Paper(*appendix) for appendix in appendices)):
         runs = {}
         for profile in Name:
             try:
@@ -91,7 +94,7 @@ def list_papers(as_json: Json = False) -> None:
                 continue
             committed = paths.results(paper.slug) / f"{profile}.json"
             runs[profile.value] = "here" if found else "recorded" if committed.is_file() else ""
-        state = "in progress" if paper.in_progress else "chapter"
+        state = "in progress" if paper.in_progress else "chapter" if paper.slug in papers.PAPERS else "appendix"
         rows.append({**dataclasses.asdict(paper), "state": state, "runs": runs})
     if as_json:
         return _print_json(rows)
@@ -105,7 +108,7 @@ def list_papers(as_json: Json = False) -> None:
 @app.command()
 def plan(
     slugs: Annotated[
-        list[str] | None, typer.Argument(metavar="[SLUG]...", help="Papers; all chapters if none.")
+        list[str] | None, typer.Argument(metavar="[SLUG]...", help="Papers or appendices; all notebooks if none.")
     ] = None,
     profile: ProfileOption = Name.QUICK,
     seeds: SeedsOption = None,
@@ -119,7 +122,7 @@ def plan(
     from zfu_lib.report import papers
 
     given = _parameters(parameter or []) | ({"seeds": seeds} if seeds is not None else {})
-    plans = [_plan(slug, profile, given) for slug in (slugs or papers.chapters())]
+    plans = [_plan(slug, profile, given) for slug in (slugs or papers.notebooks())]
     if as_json:
         _print_json(plans)
     else:
@@ -143,7 +146,7 @@ def plan(
 
 @app.command()
 def run(
-    slugs: Annotated[list[str], typer.Argument(metavar="SLUG...", help="Papers to run.")],
+    slugs: Annotated[list[str], typer.Argument(metavar="SLUG...", help="Papers or appendices to run.")],
     profile: ProfileOption = Name.QUICK,
     seeds: SeedsOption = None,
     parameter: ParameterOption = None,
@@ -305,6 +308,122 @@ def data_verify(
         raise Stop(Exit.DATA, "some files are not what the catalogue says")
 
 
+@lm_app.command("list")
+def lm_list(as_json: Json = False) -> None:
+    """Recipes, what they cost to train, and whether the weights are here."""
+    from zfu_lib.lm import recipes, tiny
+
+    here = tiny.names()
+    rows = [
+        {"name": name, "weights": "here" if name in here else "not here", "minutes": r.minutes, "purpose": r.purpose}
+        for name, r in recipes.recipes().items()
+    ]
+    if as_json:
+        return _print_json(rows)
+    table = _table("name", "weights", "training, minutes on one core", "purpose")
+    for row in rows:
+        table.add_row(row["name"], row["weights"], f"{row['minutes']:g}", row["purpose"])
+    out.print(table)
+
+
+@lm_app.command("card")
+def lm_card(name: Annotated[str, typer.Argument(help="Name of a model.")], as_json: Json = False) -> None:
+    """How a model was made and what it can do."""
+    from zfu_lib.lm import tiny
+    from zfu_lib.lm.protocol import ModelError
+
+    try:
+        folder, card = tiny.path(name), tiny.card(name)
+    except ModelError as error:
+        raise Stop(Exit.USAGE, str(error)) from None
+    return _print_json(card) if as_json else _say((folder / "README.md").read_text(encoding="utf-8"))
+
+
+@lm_app.command("train")
+def lm_train(
+    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    to: Annotated[Path | None, typer.Option("--out", help="Folder to write; models/NAME if none.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    items: Annotated[int, typer.Option(min=1, help="Held-out items per score.")] = 500,
+) -> None:
+    """Train a model from its recipe. Interrupted, it goes on where it was when started again."""
+    from zfu_lib.lm import recipes
+    from zfu_lib.lm.recipes.make import make
+    from zfu_lib.lm.train import CheckpointError
+
+    try:
+        recipe = recipes.recipe(name)
+    except KeyError as error:
+        raise Stop(Exit.USAGE, error.args[0]) from None
+    folder = to or Path("models") / name
+    if folder.exists() and not (folder / "card.json").is_file():
+        raise Stop(Exit.USAGE, f"{folder} exists and is not a model made here; give another --out")
+
+    def told(step: int, log: Any) -> None:
+        if (step + 1) % max(1, recipe.train.steps // 100) == 0:
+            _say(f"{name}: step {step + 1} of {recipe.train.steps}, loss {log.loss[-1]:.3f}, {sum(log.seconds):.0f} s")
+
+    try:
+        card = make(recipe, folder, device=device, items=items, on_step=told)
+    except (CheckpointError, ValueError) as error:
+        raise Stop(Exit.FAILED, str(error)) from None
+    for score in card["scores"]:
+        _say(f"{score['name']}: {100 * score['right'] / score['n']:.1f}% [{score['low']:.3f}, {score['high']:.3f}]")
+    _say(f"{name}: written to {folder}")
+
+
+@app.command()
+def merge(
+    file: Annotated[Path, typer.Argument(metavar="RECIPE.yml", help="What to merge, in mergekit's form.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Folder to write.")] = None,
+    planned: Annotated[bool, typer.Option("--plan", help="Check it, say what it costs, write nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished merge.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT even if it is no earlier merge.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; at most 4 of the cores if none.")] = None,
+    shard_size: Annotated[float, typer.Option(min=1e-6, help="Largest output file, GB.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Seed of the methods that draw random numbers.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Merge checkpoints tensor by tensor in constant memory. OUT is replaced in one step, or not at all."""
+    from zfu_lib.merging.engine import errors, plan, recipe, run
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = threads or min(4, cores)
+    try:
+        made = plan.make(recipe.read(file), seed=seed, shard_bytes=int(shard_size * 1e9))
+        if folder is not None:
+            run.check_output(made, folder, force)
+        elif not planned:
+            raise Stop(Exit.USAGE, "give the folder to write, or --plan")
+        if planned:
+            rows = run.describe(made, folder or Path(), threads)
+            _print_json(rows) if as_json else [_say(f"{what:20} {value}") for what, value in rows.items()]
+            return run.check_space(made, folder or Path())
+        started = time.monotonic()
+        with _merging(file.name) as progress:
+            written = run.run(made, folder, threads=threads, resume=resume, force=force, progress=progress)
+        for remark in made.remarks:
+            _say(remark)
+        took = time.monotonic() - started
+        _say(f"{len(made.jobs)} tensors, {made.bytes_written / 1e9:.2f} GB in {took:.0f} s: {written}")
+    except (errors.RecipeError, errors.OutputError, errors.ResumeError) as error:
+        raise Stop(Exit.USAGE, str(error)) from None
+    except errors.SpaceError as error:
+        raise Stop(Exit.CANNOT_RUN, str(error)) from None
+    except errors.InputError as error:
+        raise Stop(Exit.DATA, str(error)) from None
+
+
+@contextlib.contextmanager
+def _merging(what: str) -> Iterator[Any]:
+    """A live line on a terminal; elsewhere nothing."""
+    if not err.is_interactive:
+        yield None
+        return
+    with err.status(what) as status:
+        yield lambda done, total, name: status.update(f"{what}: {100 * done / max(total, 1):.0f}%, {name}")
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Whether this machine and environment can run the book."""
@@ -368,9 +487,10 @@ def _paper(slug: str) -> str:
 
     from zfu_lib.report import papers
 
-    if slug not in papers.PAPERS:
-        close = difflib.get_close_matches(slug, papers.PAPERS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(papers.PAPERS)}"
+    known = (*papers.PAPERS, *papers.APPENDICES)
+    if slug not in known:
+        close = difflib.get_close_matches(slug, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
         raise Stop(Exit.USAGE, f"no paper {slug!r}; {hint}")
     return slug
 
@@ -378,7 +498,7 @@ def _paper(slug: str) -> str:
 def _profiles(slug: str) -> dict[str, Profile]:
     from zfu_lib.report import papers
 
-    if papers.PAPERS[_paper(slug)].in_progress:
+    if _paper(slug) not in papers.notebooks():
         raise Stop(Exit.USAGE, f"the chapter of {slug} is in progress: there is nothing to run yet")
     return importlib.import_module(f"zfu_lib.experiments.{slug}").PROFILES
 
@@ -515,7 +635,7 @@ def _record(text: str) -> Any:
             return record.read(place / "result.json")
         if place.is_file():
             return record.read(place)
-        if profile in list(Name) and slug in papers.PAPERS:
+        if profile in list(Name) and slug in (*papers.PAPERS, *papers.APPENDICES):
             found = execute.current(slug, profile)
             if found is None:
                 raise Stop(Exit.USAGE, f"there is no {profile} run of {slug} yet: zfu run {slug} --profile {profile}")

@@ -51,14 +51,14 @@ DOWNLOADS = "downloads"
 
 @dataclass(frozen=True)
 class Shelf:
-    """Claims and records of every paper, as found in one tree."""
+    """Claims and records of every paper (and records of appendices), as found in one tree."""
 
     claims: dict[str, tuple[Claim, ...]]
     records: dict[tuple[str, str], Record]
 
     def done(self, slug: str) -> bool:
-        """Whether the paper has a chapter; what has none is never shown as done."""
-        return not papers.PAPERS[slug].in_progress
+        """Whether there is a notebook; what has none is never shown as done."""
+        return slug in papers.notebooks()
 
     def run(self, slug: str, profile: str) -> Record | None:
         """The sealed run of a chapter, if there is one."""
@@ -79,7 +79,7 @@ def load(root: Path) -> Shelf:
     """
     found = {slug: claims.load(slug).claims for slug in papers.PAPERS if paths.claims(slug).is_file()}
     records = {}
-    for slug in papers.PAPERS:
+    for slug in (*papers.PAPERS, *papers.APPENDICES):
         for profile in PROFILES:
             places = (root / "records" / profile / f"{slug}.json", paths.results(slug) / f"{profile}.json")
             if file := next((place for place in places if place.is_file()), None):

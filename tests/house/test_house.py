@@ -22,6 +22,7 @@ from zfu_lib.report import claims, notebook, papers, paths, profiles, record, ve
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CHAPTERS = papers.chapters()
+NOTEBOOKS = papers.notebooks()
 SECTIONS = [
     "The problem",
     "The method, one step at a time",
@@ -78,12 +79,26 @@ def test_a_paper_in_progress_appears_nowhere_as_done(slug: str) -> None:
         assert not (ROOT / piece).exists(), f"{piece} without notebooks/{slug}.ipynb"
 
 
+@pytest.mark.parametrize("slug", papers.APPENDICES)
+def test_an_appendix_has_its_pieces_and_no_paper(slug: str) -> None:
+    assert slug in NOTEBOOKS
+    assert slug not in papers.PAPERS
+    assert (ROOT / f"zfu_lib/experiments/{slug}.py").is_file()
+    assert f"notebooks/{slug}" in toc()
+
+
 def test_nothing_is_there_for_a_paper_nobody_lists() -> None:
-    for pattern in ("notebooks/*.ipynb", "book/claims/*.yml", "book/papers/*.md", "book/results/*"):
-        assert {place.stem for place in ROOT.glob(pattern)} <= set(papers.PAPERS), pattern
+    listed, appended = set(papers.PAPERS), set(papers.APPENDICES)
+    for pattern, known in {
+        "notebooks/*.ipynb": listed | appended,
+        "book/results/*": listed | appended,
+        "book/claims/*.yml": listed | appended,
+        "book/papers/*.md": listed,
+    }.items():
+        assert {place.stem for place in ROOT.glob(pattern)} <= known, pattern
 
 
-@pytest.mark.parametrize("slug", CHAPTERS)
+@pytest.mark.parametrize("slug", NOTEBOOKS)
 def test_profiles_say_what_they_cost(slug: str) -> None:
     known = importlib.import_module(f"zfu_lib.experiments.{slug}").PROFILES
     assert list(known) == ["quick", "full", "paper"]
@@ -114,61 +129,76 @@ def test_committed_records_are_sealed_and_judged_by_todays_rules() -> None:
 # Notebooks.
 
 
-@pytest.fixture(params=CHAPTERS)
-def chapter(request: pytest.FixtureRequest) -> dict[str, Any]:
+@pytest.fixture(params=NOTEBOOKS)
+def page(request: pytest.FixtureRequest) -> dict[str, Any]:
     """A notebook of the book."""
     return notebook.read(paths.notebook(request.param))
 
 
-def test_a_notebook_is_committed_clean(chapter: dict[str, Any]) -> None:
-    for i, cell in notebook.code(chapter):
+@pytest.fixture(params=CHAPTERS)
+def chapter(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A notebook on a paper."""
+    return notebook.read(paths.notebook(request.param))
+
+
+def test_a_notebook_is_committed_clean(page: dict[str, Any]) -> None:
+    for i, cell in notebook.code(page):
         assert not cell["outputs"], f"cell {i} has output: run nbstripout"
         assert cell["execution_count"] is None, f"cell {i} has a count: run nbstripout"
-    for holder in (chapter, *chapter["cells"]):
+    for holder in (page, *page["cells"]):
         assert set(holder["metadata"]) <= {"tags", "kernelspec", "language_info"}, holder["metadata"]
 
 
-def test_a_notebook_has_one_parameters_cell_and_it_comes_first(chapter: dict[str, Any]) -> None:
-    code = [cell for _, cell in notebook.code(chapter)]
+def test_a_notebook_has_one_parameters_cell_and_it_comes_first(page: dict[str, Any]) -> None:
+    code = [cell for _, cell in notebook.code(page)]
     tagged = [cell for cell in code if "parameters" in notebook.tags(cell)]
     assert tagged == code[:1]
     assert "begin(" in code[1]["source"]
 
 
-def test_a_notebook_ends_with_its_seal(chapter: dict[str, Any]) -> None:
-    code = [cell for _, cell in notebook.code(chapter)]
+def test_a_notebook_ends_with_its_seal(page: dict[str, Any]) -> None:
+    code = [cell for _, cell in notebook.code(page)]
     assert code[-1]["source"].strip() == "run.seal()"
-    assert sum("run.ledger()" in cell["source"] for cell in code) == 1
 
 
-def test_a_notebook_has_its_sections_in_order(chapter: dict[str, Any]) -> None:
-    prose = "\n".join(cell["source"] for cell in chapter["cells"] if cell["cell_type"] == "markdown")
-    assert re.findall(r"^## (.*)$", prose, re.MULTILINE) == SECTIONS
-    assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
+def test_a_chapter_has_one_ledger(chapter: dict[str, Any]) -> None:
+    assert sum("run.ledger()" in cell["source"] for _, cell in notebook.code(chapter)) == 1
 
 
-def test_a_notebook_has_exercises_with_solutions(chapter: dict[str, Any]) -> None:
-    prose = "\n".join(cell["source"] for cell in chapter["cells"] if cell["cell_type"] == "markdown")
+def test_a_chapter_has_its_sections_in_order(chapter: dict[str, Any]) -> None:
+    assert re.findall(r"^## (.*)$", prose_of(chapter), re.MULTILINE) == SECTIONS
+
+
+def test_a_notebook_has_one_title(page: dict[str, Any]) -> None:
+    assert len(re.findall(r"^# ", prose_of(page), re.MULTILINE)) == 1
+
+
+def prose_of(page: dict[str, Any]) -> str:
+    return "\n".join(cell["source"] for cell in page["cells"] if cell["cell_type"] == "markdown")
+
+
+def test_a_notebook_has_exercises_with_solutions(page: dict[str, Any]) -> None:
+    prose = prose_of(page)
     exercises = re.findall(r"\{exercise(?:-start)?\}.*\n:label: (\S+)", prose)
     solutions = re.findall(r"\{solution(?:-start)?\} (\S+)", prose)
     assert len(exercises) >= 5
     assert exercises == solutions
 
 
-def test_a_cell_is_short_and_asks_nothing_of_the_machine(chapter: dict[str, Any]) -> None:
+def test_a_cell_is_short_and_asks_nothing_of_the_machine(page: dict[str, Any]) -> None:
     forbidden = re.compile(
         r"^\s*[!%]|pip install|sys\.path|conda |if profile ==|requests\.|urlopen"
         r"|(?<![\w.])/(?:home|root|tmp|work|Users|mnt)/",
         re.MULTILINE,
     )
-    for i, cell in notebook.code(chapter):
+    for i, cell in notebook.code(page):
         lines = [line for line in cell["source"].splitlines() if line.strip()]
         assert len(lines) <= 15, f"cell {i} has {len(lines)} lines"
         assert not (found := forbidden.search(cell["source"])), f"cell {i}: {found and found.group(0)!r}"
 
 
-def test_a_dirty_notebook_would_be_seen(chapter: dict[str, Any]) -> None:
-    dirty = json.loads(json.dumps(chapter))
+def test_a_dirty_notebook_would_be_seen(page: dict[str, Any]) -> None:
+    dirty = json.loads(json.dumps(page))
     dirty["cells"][notebook.code(dirty)[0][0]]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "x"}]
     with pytest.raises(AssertionError, match="has output"):
         test_a_notebook_is_committed_clean(dirty)

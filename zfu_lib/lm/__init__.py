@@ -1,4 +1,4 @@
-"""Language models: a small trainer, losses by position and length, the lm-eval bridge, a byte tokenizer.
+"""Language models: one protocol with three back ends, the tiny family and its recipes, training, evaluation.
 
 Nothing heavy is imported here: take ``from zfu_lib.lm import train`` and so on.
 """

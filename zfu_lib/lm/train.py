@@ -144,6 +144,7 @@ def train(
     *,
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
+    until: int | None = None,
     on_step: Callable[[int, TrainLog], None] | None = None,
 ) -> TrainLog:
     """Train ``model`` in place.
@@ -154,6 +155,7 @@ def train(
             or ``(inputs, targets)``, both int64 [B, T], where targets[b, t] is what the logits at t should say and
             -100 means not scored.
         checkpoint: a safetensors file. If it exists the run goes on from there; it is replaced in one step.
+        until: stop after this many steps of the same run, its schedule unchanged (None: all of them).
         on_step: called after each step with its index and the log so far. Must leave the model in training mode.
 
     Returns:
@@ -195,11 +197,11 @@ def train(
     half = config.dtype == "bfloat16" or (
         config.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    start = len(log.loss)
+    start, end = len(log.loss), config.steps if until is None else min(until, config.steps)
     written = start
     with mode(model, training=True), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        batch = fetch(start) if start < config.steps and not log.diverged else None
-        for step in range(start, config.steps if batch else start):
+        batch = fetch(start) if start < end and not log.diverged else None
+        for step in range(start, end if batch else start):
             began = time.perf_counter()
             # Seeded by step: dropout after a resume is what it would have been without one.
             torch.manual_seed((config.seed * 1_000_003 + step) * 1024 + rank)
@@ -220,7 +222,7 @@ def train(
                 loss = _sum_over_ranks(gradients, loss)
             norm = nn.utils.get_total_norm(gradients)
             # Prepared here because the next line waits for the device.
-            batch = fetch(step + 1) if step + 1 < config.steps else None
+            batch = fetch(step + 1) if step + 1 < end else None
             loss, norm_value = torch.stack([loss, norm.to(loss.dtype)]).tolist()
             if not (math.isfinite(loss) and math.isfinite(norm_value)):
                 log.diverged = True

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zfu_lib.report import paths
+from zfu_lib.report import papers, paths
 
 Profile = Literal["quick", "full", "paper"]
 Kind = Literal["equality", "ordering", "trend", "existence", "audit"]
@@ -101,12 +101,14 @@ class ClaimsError(ValueError):
 
 
 def load(slug: str) -> ClaimsFile:
-    """Claims of one paper.
+    """Claims of one paper. An appendix without a file has none.
 
     Raises:
         ClaimsError: missing file, invalid YAML, a record that breaks the schema, or an id of another paper.
     """
     file = paths.claims(slug)
+    if slug in papers.APPENDICES and not file.exists():
+        return ClaimsFile(claims=())
     try:
         found = ClaimsFile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zfu_lib.report import notebook as notebooks
-from zfu_lib.report import paths, record
+from zfu_lib.report import papers, paths, record
 
 if TYPE_CHECKING:
     import grimp
@@ -35,7 +35,8 @@ def of_paper(slug: str) -> list[str]:
     modules = closure(imported(paths.notebook(slug)))
     packages = sorted({_file(module).parent for module in modules})
     carried = [file for package in packages for file in _carried(package)]
-    return _relative([fingerprint(slug), paths.claims(slug), *map(_file, modules), *carried])
+    rules = [] if slug in papers.APPENDICES and not paths.claims(slug).exists() else [paths.claims(slug)]
+    return _relative([fingerprint(slug), *rules, *map(_file, modules), *carried])
 
 
 def of_site() -> list[str]:

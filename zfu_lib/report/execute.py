@@ -152,8 +152,9 @@ def environment(profile: str, folder: Path, scratch: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    if "ZFU_DATA" in os.environ:
-        fixed["ZFU_DATA"] = os.path.abspath(os.environ["ZFU_DATA"])
+    for name in ("ZFU_DATA", "ZFU_CACHE"):
+        if name in os.environ:
+            fixed[name] = os.path.abspath(os.environ[name])
     if profile in ("quick", "full"):
         fixed |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if profile == "quick":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,6 +214,46 @@ def switches(rows: Mapping[str, Sequence[bool]], *, xlabel: str) -> Plot:
 
     data = {label: [bool(state) for state in states] for label, states in rows.items()}
     return Plot(draw, data, size=(6.4, 0.9 + 0.34 * len(rows)))
+
+
+def graph(
+    nodes: Mapping[str, tuple[float, float]],
+    edges: Sequence[tuple[str, str]],
+    *,
+    marked: Collection[str],
+    labels: Mapping[str, str] | None = None,
+) -> Plot:
+    """Boxes and arrows, without axes; ``marked`` boxes, and arrows between two of them, stand out by colour and line.
+
+    Args:
+        nodes: name -> (x, y) of its centre, in widths and heights of a box with some room.
+        edges: arrows (from, to) by name.
+        labels: what a box says instead of its name.
+    """
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        boxes = {}
+        for name, place in nodes.items():
+            on = name in marked
+            look = {"boxstyle": "round,pad=0.35", "fc": "none", "ec": theme.colours[0] if on else theme.ink}
+            look |= {"lw": 1.8 if on else 1.0, "ls": "-" if on else "--", "alpha": 1 if on else 0.5}
+            said = (labels or {}).get(name, name)
+            boxes[name] = axes.text(*place, said, ha="center", va="center", fontsize=9, bbox=look)
+        for a, b in edges:
+            on = a in marked and b in marked
+            # Neighbours in a row are joined straight, others by a bow around what lies between.
+            bow = 0.0 if nodes[a][1] != nodes[b][1] or abs(nodes[a][0] - nodes[b][0]) <= 1 else -0.35
+            look = {"arrowstyle": "-|>", "color": theme.colours[0] if on else theme.ink, "alpha": 1 if on else 0.5}
+            look |= {"lw": 1.8 if on else 1.0, "ls": "-" if on else "--", "connectionstyle": f"arc3,rad={bow}"}
+            ends = {"patchA": boxes[a].get_bbox_patch(), "patchB": boxes[b].get_bbox_patch()}
+            axes.annotate("", nodes[b], nodes[a], arrowprops=look | ends)
+        axes.set_xlim(min(xs) - 0.6, max(xs) + 0.6)
+        axes.set_ylim(min(ys) - 0.6, max(ys) + 0.7)
+        axes.set_axis_off()
+
+    xs, ys = zip(*nodes.values())
+    size = (max(3.0, 1.25 * (max(xs) - min(xs) + 1.2)), max(1.6, 0.85 * (max(ys) - min(ys) + 1.3)))
+    return Plot(draw, {"nodes": dict(nodes), "edges": list(edges), "marked": sorted(marked)}, size=size)
 
 
 def row(*plots: Plot) -> Plot:

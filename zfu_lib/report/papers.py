@@ -81,7 +81,16 @@ PAPERS = {
     )
 }
 
+APPENDICES: dict[str, str] = {}
+"""Notebooks that belong to no paper, by slug: executed, sealed and shown like a chapter, with no page of a paper and,
+where they have no file, without claims."""
+
 
 def chapters() -> list[str]:
     """Slugs whose notebook exists, in the book's order."""
     return [slug for slug, paper in PAPERS.items() if not paper.in_progress]
+
+
+def notebooks() -> list[str]:
+    """Slugs of everything that is run and shown: the chapters, then the appendices."""
+    return chapters() + [slug for slug in APPENDICES if paths.notebook(slug).is_file()]

@@ -189,9 +189,9 @@ class Run:
         """Write the record. Only a sealed run reaches the site.
 
         Raises:
-            RuntimeError: the ledger was not shown first.
+            RuntimeError: there are claims and the ledger was not shown first.
         """
-        if self._judged is None:
+        if self._judged is None and self._claims.claims:
             raise RuntimeError("show the ledger (run.ledger()) before sealing the run")
         result = record.Record(
             slug=self.slug,
@@ -205,12 +205,12 @@ class Run:
             data=list(self._data.values()),
             values=self._values,
             measurements=self._measurements,
-            claims=self._judged,
+            claims=self._judged or [],
             figures=self._figures,
             notes=self._notes,
         )
         record.write(result, self.folder / "result.json")
-        print(f"sealed {result.slug} {result.profile} {result.run_id}: {len(self._judged)} claims judged")
+        print(f"sealed {result.slug} {result.profile} {result.run_id}: {len(result.claims)} claims judged")
 
     def _show_header(self) -> None:
         about = self._provenance

@@ -157,10 +157,10 @@ def stage(profile: str, *, student: bool = False) -> dict[tuple[str, str], Recor
     """Make ``_build/stage``, the tree that Jupyter Book builds; returns the records in it by (slug, profile).
 
     Raises:
-        SiteError: a chapter has no sealed run of ``profile``.
+        SiteError: a chapter or an appendix has no sealed run of ``profile``.
     """
     root, to = paths.root(), paths.root() / "_build" / "stage"
-    runs = {slug: current(profile, slug) for slug in papers.chapters()}
+    runs = {slug: current(profile, slug) for slug in papers.notebooks()}
     shutil.rmtree(to, ignore_errors=True)
     downloads = to / "extra" / "downloads"
     downloads.mkdir(parents=True)

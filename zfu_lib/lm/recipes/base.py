@@ -1,0 +1,43 @@
+"""What a small model is: its layout, what it reads, for how long, and how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zfu_lib.lm.protocol import LanguageModel
+from zfu_lib.lm.train import TrainConfig
+
+Example = tuple[str, str]
+"""What is read, and what should be written after it; only the second is learnt."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """``right`` of ``n`` held-out items; ``chance`` is what the best constant answer gets, where there is one."""
+
+    name: str
+    right: int
+    n: int
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model of the tiny family.
+
+    ``architecture`` is a transformers configuration with its ``model_type`` (vocabulary and special tokens are added).
+    ``examples(n, seed, progress)`` draws ``n`` examples; ``progress`` runs from 0 to 1 over the training, so that a
+    recipe can begin with easy ones. ``evaluate(model, n)`` judges on held-out items, ``n`` for each score.
+    ``minutes`` of training on one CPU core; ``committed`` recipes have their weights in the repository.
+    """
+
+    name: str
+    purpose: str
+    architecture: Mapping[str, Any]
+    train: TrainConfig
+    examples: Callable[[int, int, float], Sequence[Example]]
+    evaluate: Callable[[LanguageModel, int], list[Score]]
+    minutes: float
+    committed: bool = True
