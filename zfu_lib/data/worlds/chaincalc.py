@@ -1,4 +1,4 @@
-"""ChainCalc: a chain of definitions with values modulo a small number, shuffled among others that are not needed.
+"""ChainCalc: a chain of definitions with values modulo a small number, shuffled among others that are not needed::
 
     lime -2 plum ; kiwi 3 ; fig *5 plum ; plum +4 kiwi ; fig ?
 
