@@ -334,20 +334,27 @@ def salvage(
     """
     reading = answer if isinstance(answer, Reading) else read(answer, markers, sentence)
     found: list[Span] = []
+    for words, label in marked_strings(reading):
+        kind = (label or "") if markers.typed else UNTYPED
+        for place in occurrences(sentence, words) if kind in types else ():
+            if all(place[1] <= s.start or s.end <= place[0] for s in found):
+                if _has_content(sentence.tokens[slice(*place)]):
+                    found.append(Span(*place, kind))
+                break
+    return disjoint(found)
+
+
+def marked_strings(reading: Reading) -> list[tuple[str, str | None]]:
+    """The strings (as ink) between an opening marker and the next closing one, with its label, of any answer."""
+    found = []
     opened: Mark | None = None
     for mark in reading.marks:
         if mark.opens:
             opened = mark
         elif opened and opened.at < mark.at:
-            kind = (mark.type or "") if markers.typed else UNTYPED
-            words = reading.ink[opened.at : mark.at]
-            for place in occurrences(sentence, words) if kind in types else ():
-                if all(place[1] <= s.start or s.end <= place[0] for s in found):
-                    if _has_content(sentence.tokens[slice(*place)]):
-                        found.append(Span(*place, kind))
-                    break
+            found.append((reading.ink[opened.at : mark.at], mark.type))
             opened = None
-    return disjoint(found)
+    return found
 
 
 # Feedback.
