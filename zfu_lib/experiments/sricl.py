@@ -68,7 +68,8 @@ class SriclProfile(Profile):
     tagger_steps: int
     frozen: int
     simulated: int
-    copy_steps: int = 800
+    copy_steps: int = 1100
+    context: int = 400
     max_tokens: int = 64
 
 
@@ -81,11 +82,11 @@ QUICK = SriclProfile(
     test=200,
     base="copyist",
     style="plain",
-    sft_steps=60,
+    sft_steps=120,
     sft_batch=16,
     sft_rate=1e-3,
     lora=False,
-    tagger_steps=40,
+    tagger_steps=30,
     frozen=3,
     simulated=150,
 )
@@ -128,6 +129,7 @@ PAPER = replace(
     sft_rate=1e-4,
     lora=True,
     simulated=1800,
+    context=2048,
     max_tokens=512,
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
@@ -388,7 +390,7 @@ class Lab:
         if p.lora:
             add_lora(model)
         schedule = TrainConfig(
-            p.sft_steps, p.sft_batch, 1024 if p.style == "chat" else 400, p.sft_rate, warmup=max(1, p.sft_steps // 10),
+            p.sft_steps, p.sft_batch, p.context, p.sft_rate, warmup=max(1, p.sft_steps // 10),
             weight_decay=0.01, seed=seed, dtype="auto", micro_batch=1 if p.lora else 0,
         )  # fmt: skip
         recipe = Recipe(f"{corpus}-{sft}", "", {}, schedule, examples, lambda *_: [], 0, committed=False)
@@ -726,11 +728,6 @@ def over_sentences(lab: Lab, arm: Arm | str, corpus: str, against: Arm | str | N
     return Interval(value, float(low), float(high), len(counts.gold), "bootstrap over sentences")
 
 
-def per_corpus(lab: Lab, names: Sequence[Arm | str]) -> dict[str, dict[str, Interval]]:
-    """STRICT-F1 of extractors on each corpus, over seeds."""
-    return {corpus: {str(name): over_seeds(lab.f1(name, corpus)) for name in names} for corpus in lab.profile.corpora}
-
-
 def without_repeats(lab: Lab, name: Arm | str, corpus: str) -> tuple[float, float, int]:
     """Mean STRICT-F1 on all test sentences, on those that do not stand in the training split, and how many do."""
     whole, fresh = [], []
@@ -739,3 +736,233 @@ def without_repeats(lab: Lab, name: Arm | str, corpus: str) -> tuple[float, floa
         whole.append(counts.score().f1)
         fresh.append(counts.score((~repeated).astype(float)).f1)
     return float(np.mean(whole)), float(np.mean(fresh)), int(repeated.sum())
+
+
+# What the claims are decided by: name -> (a, b), paired by seed; the notebook records a - b.
+
+Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
+MODEL_MEASUREMENTS = (
+    "skill_whole", "s1_gain", "s2_model_raw", "s2_model", "s4_calls", "s7_base_invalid", "s7_lead", "skill_sft",
+    "s10_sft_minus_verifier", "s10_trained_together",
+)  # fmt: skip
+
+
+def omitted(lab: Lab) -> dict[str, str]:
+    """Measurements that need a language model where the profile has none, with the reason."""
+    return {} if lab.profile.base else dict.fromkeys(MODEL_MEASUREMENTS, NO_MODEL)
+
+
+def model_pairs(lab: Lab) -> Pairs:
+    """Differences of S1, S2, S4, S7 and S10; none without a language model."""
+    if not lab.profile.base:
+        return {}
+    zero, lexicon, nothing = lab.f1(ZERO_SHOT), lab.f1("lexicon"), np.zeros(lab.profile.seeds)
+    bare, tenth = Arm("bare"), Arm("bare", share=0.1)
+    twice = replace(bare, retries=2)
+    invalid = {name: lab.each(raw_invalid, arm) for name, arm in (("zero", ZERO_SHOT), ("tenth", tenth), ("all", bare))}
+    f1 = {"zero": zero, "tenth": lab.f1(tenth), "all": lab.f1(bare)}
+    return {
+        "skill_whole": (lab.f1(WHOLE), lexicon),
+        "s1_gain": (lab.f1(WHOLE), zero),
+        "s2_model_raw": (lab.each(raw_invalid, WHOLE), nothing),
+        "s2_model": (lab.each(raw_invalid, WHOLE) / 2, lab.each(final_invalid, WHOLE)),
+        "s4_calls": (lab.each(calls, WHOLE), nothing),
+        "s7_base_invalid": (invalid["zero"], nothing),
+        "s7_lead": (progress(invalid), progress(f1)),
+        "skill_sft": (lab.f1(bare), lexicon),
+        "s10_sft_minus_verifier": (lab.f1(bare) - zero, lab.f1(twice) - lab.f1(bare)),
+        "s10_trained_together": (lab.f1(Arm("varied", "dense")), lab.f1(Arm("bare", "dense"))),
+    }
+
+
+def progress(by_stage: dict[str, np.ndarray]) -> np.ndarray:
+    """Share of the whole change from ``zero`` to ``all`` that is made at ``tenth``, clipped to -1..2: [seeds]."""
+    whole = by_stage["all"] - by_stage["zero"]
+    part = by_stage["tenth"] - by_stage["zero"]
+    return np.clip(np.divide(part, whole, out=np.zeros_like(part), where=np.abs(whole) > 1e-9), -1, 2)
+
+
+def retrieval_pairs(lab: Lab) -> Pairs:
+    """Differences of S5: near, random and no neighbours; of demonstrations if there is a language model, else of the
+    tagger's training words, on the corpora where a lexicon is not nearly enough."""
+    if lab.profile.base:
+        near, random, none = (lab.f1(Arm("varied", demos)) for demos in ("dense", "random", "none"))
+        lexicon = lab.f1("lexicon")
+    else:
+        hard = [name for name in lab.profile.corpora if name != "sayfullina"]
+        near, random, none, lexicon = (
+            np.mean([lab.f1(name, corpus) for corpus in hard], axis=0)
+            for name in ("tagger+knn", "tagger+random", "tagger", "lexicon")
+        )
+    return {
+        "skill_retrieval": (near, lexicon),
+        "s5_near_minus_random": (near, random),
+        "s5_near_minus_none": (near, none),
+    }
+
+
+def label_pairs(lab: Lab) -> Pairs:
+    """Differences of S6 (recall on unseen spans with and without the taxonomy), S8 and the CRF's skill."""
+    with_labels, without = (
+        (Arm("varied", definitions=True), Arm("varied")) if lab.profile.base else ("crf+labels", "crf")
+    )
+    recalls = [
+        [np.mean([lab.unseen_recall(arm, c, seed) for c in lab.profile.corpora]) for seed in range(lab.profile.seeds)]
+        for arm in (with_labels, without)
+    ]
+    gains = [
+        np.mean([lab.coordination_gain("crf", c, seed) for c in lab.profile.corpora])
+        for seed in range(lab.profile.seeds)
+    ]
+    return {
+        "skill_crf": (lab.f1("crf"), lab.f1("lexicon")),
+        "s6_unseen_recall": (np.array(recalls[0]), np.array(recalls[1])),
+        "s8_gain": (np.array(gains), np.zeros(lab.profile.seeds)),
+    }
+
+
+def domain_pairs(lab: Lab) -> Pairs:
+    """Difference of S9: F1 lost from SkillSpan to the other corpora by a CRF, and by one with ESCO's labels; none where
+    there is only one corpus."""
+    others = [name for name in lab.profile.corpora if name != "skillspan"]
+    if "skillspan" not in lab.profile.corpora or not others:
+        return {}
+
+    def loss(name: str, seed: int) -> float:
+        def f1(target: str) -> float:
+            gold = [s.spans for s in lab.sample(target, seed).test]
+            return metrics.strict(gold, lab.predictions(name, "skillspan", seed, on=target)).score().f1
+
+        return f1("skillspan") - float(np.mean([f1(target) for target in others]))
+
+    return {
+        "s9_loss_avoided": tuple(
+            np.array([loss(name, seed) for seed in range(lab.profile.seeds)]) for name in ("crf", "crf+labels")
+        )
+    }
+
+
+def simulated_pairs(found: dict[float, Simulation]) -> Pairs:
+    """Differences of S2 and S3 from :func:`simulate` at rates 0.05, 0.15, 0.3 and 0.5."""
+    pairs = {f"s2_simulated_{100 * rate:.0f}": (s.raw / 2, s.by_retries[:, 2]) for rate, s in found.items()}
+    s = found[0.15]
+    removed = s.hallucinated_raw - s.hallucinated_final
+    return pairs | {
+        "s3_final": (s.hallucinated_final, np.zeros_like(s.hallucinated_final)),
+        "s3_loss_minus_removed": (s.recall_off - s.recall_on, removed),
+    }
+
+
+GRID = {
+    "base, no context": ZERO_SHOT,
+    "base + nearest demonstrations": Arm("none", "dense"),
+    "SFT": Arm("bare"),
+    "SFT + 2 retries": Arm("bare", retries=2),
+    "SFT + nearest demonstrations": Arm("bare", "dense"),
+    "SFT with varied context": Arm("varied"),
+    "… + random demonstrations": Arm("varied", "random"),
+    "… + nearest demonstrations": Arm("varied", "dense"),
+    "… + definitions": Arm("varied", definitions=True),
+    "… + both": Arm("varied", "dense", True),
+    "whole: … + both + 2 retries": WHOLE,
+}
+"""Modules on and off."""
+
+
+def grid(lab: Lab) -> dict[str, tuple[Interval, ...]]:
+    """For each arm of :data:`GRID`: STRICT-F1, F1 of valid answers only, invalid first answers, failed sentences,
+    hallucinated strings in first answers, boundary drift. Empty without a language model."""
+    if not lab.profile.base:
+        return {}
+    scores = (valid_only, raw_invalid, final_invalid, raw_hallucinated, drift)
+    return {
+        name: (over_seeds(lab.f1(arm)), *(over_seeds(lab.each(score, arm)) for score in scores))
+        for name, arm in GRID.items()
+    }
+
+
+def named(lab: Lab) -> dict[str, Arm | str]:
+    """The extractors of the main figure, by label."""
+    found: dict[str, Arm | str] = {"lexicon": "lexicon", "CRF": "crf", "CRF with taxonomy": "crf+labels"}
+    found |= {"MiniLM tagger": "tagger", "MiniLM tagger + neighbours": "tagger+knn"}
+    if lab.profile.base:
+        found |= {"base, prompted": ZERO_SHOT, "SFT": Arm("bare"), "whole pipeline": WHOLE}
+    return found
+
+
+def f1_intervals(lab: Lab) -> dict[str, Interval]:
+    """STRICT-F1 over seeds of every extractor on every corpus, by "extractor, corpus"."""
+    single = len(lab.profile.corpora) == 1
+    found = {}
+    for corpus in lab.profile.corpora:
+        for label, arm in named(lab).items():
+            found[label if single else f"{corpus}: {label}"] = over_seeds(lab.f1(arm, corpus))
+        lab.release(corpus)
+    return found
+
+
+def failures(lab: Lab, n: int = 5) -> dict[str, tuple[str, str]]:
+    """Failed first answers: the model's after fine-tuning where there is one, else simulated: sentence -> (answer,
+    codes)."""
+    if lab.profile.base:
+        outcomes = lab.outcomes(lab.profile.corpora[0], 0, Arm("bare"))
+    else:
+        sentences = _spread(lab.sample(lab.profile.corpora[0], 0).test, 200)
+        model = corruption.corruptor(sentences, 0.5, 0)
+        none = Config(k_demos=0, k_definitions=0, retries=0)
+        outcomes = sricl.extract(model, sentences, prompts.TASKS["skillspan"], none)
+    failed = [o for o in outcomes if not o.first.ok and len(o.sentence.tokens) < 16]
+    return {
+        o.sentence.text: (" ".join(o.attempts[0].raw.split()), ", ".join(o.first.codes))
+        for o in failed[:: max(1, len(failed) // n)][:n]
+    }
+
+
+def conventions(lab: Lab, rates: Sequence[float]) -> dict[str, dict[str, list[float]]]:
+    """STRICT-F1 of simulated answers without retries against their error rate, scored over all sentences and over valid
+    answers only: curves over seeds."""
+    found: dict[str, list[list[float]]] = {"all sentences": [], "valid answers only": []}
+    for rate in rates:
+        rows = {name: [] for name in found}
+        for seed in range(lab.profile.seeds):
+            sentences = _spread(lab.sample(lab.profile.corpora[0], 0).test, lab.profile.simulated)
+            model = corruption.corruptor(sentences, rate, seed, content=0.2)
+            config = Config(k_demos=0, k_definitions=0, retries=0)
+            outcomes = sricl.extract(model, sentences, prompts.TASKS["skillspan"], config)
+            scores = metrics.denominators([s.spans for s in sentences], [o.spans for o in outcomes])
+            rows["all sentences"].append(scores["all"].f1)
+            rows["valid answers only"].append(scores["valid only"].f1)
+        for name, values in rows.items():
+            found[name].append(values)
+    return {name: curve(rates, np.array(values).T) for name, values in found.items()}
+
+
+def curve(x: Sequence[float], by_seed: np.ndarray) -> dict[str, list[float]]:
+    """Mean and 95% interval over seeds at each x, for figures; ``by_seed`` is [seeds, len(x)]."""
+    found = [over_seeds(column) for column in np.asarray(by_seed, dtype=float).T]
+    ends = {field: [getattr(interval, field) for interval in found] for field in ("low", "high")}
+    return {"x": list(x), "y": [interval.mean for interval in found], **ends}
+
+
+def lengths(sentences: Sequence[Sentence]) -> list[float]:
+    """Share of sentences without a span, then of spans in each bin of lengths."""
+    empty = np.mean([not sentence.spans for sentence in sentences])
+    bins = [shape.length_bin(span) for sentence in sentences for span in sentence.spans]
+    return [float(empty), *(float(np.mean([b == i for b in bins])) for i in range(len(shape.BINS)))]
+
+
+def repeats(lab: Lab) -> dict[str, tuple[float, float, int]]:
+    """:func:`without_repeats` of the lexicon, the CRF and the tagger on every corpus."""
+    return {
+        f"{corpus}: {name}": without_repeats(lab, name, corpus)
+        for corpus in lab.profile.corpora
+        for name in ("lexicon", "crf", "tagger")
+    }
+
+
+def gate_scores(lab: Lab, corpus: str) -> tuple[float, float]:
+    """Recall of sentences with skills, and share of sentences passed on, of the gate at threshold 0.5 (first seed)."""
+    test = lab.sample(corpus, 0).test
+    passed = lab._gate(corpus, 0, test) >= 0.5
+    has = np.array([bool(sentence.spans) for sentence in test])
+    return float(passed[has].mean()), float(passed.mean())
