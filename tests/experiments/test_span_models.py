@@ -69,6 +69,19 @@ def test_tagger_learns_and_leaves_the_encoder_alone(encoder):
     assert all(x.sum(axis=1) == pytest.approx(np.ones(len(x)), abs=1e-5) for x in chances)
 
 
+def test_a_frozen_encoder_is_read_once(encoder, monkeypatch):
+    kept = {}
+    tagger = Tagger(encoder, TRAIN, steps=300, seed=0, frozen=2, states=kept)
+    assert set(kept) == {s.tokens for s in TRAIN}
+    assert tagger.body is encoder.model
+    states, _ = tagger.read(TEST)
+    alone, rows, _ = tagger._states(TEST[:1])
+    assert states[0] == pytest.approx(alone.detach().numpy(), abs=1e-4)
+    monkeypatch.setattr(tagger, "_states", lambda batch: pytest.fail("computed again"))
+    assert f1(tagger.predict(TEST)) > 0.05, "random states, linear head: little, but something"
+    assert Tagger(encoder, TRAIN, steps=300, seed=0, frozen=2, states=kept).predict(TEST) == tagger.predict(TEST)
+
+
 def test_lora_is_its_formula_and_merges():
     torch.manual_seed(0)
     model = nn.ModuleDict({"q_proj": nn.Linear(6, 4), "other": nn.Linear(6, 4)})

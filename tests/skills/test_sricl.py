@@ -104,6 +104,17 @@ def test_gate_and_second_pass():
         sricl.extract(Answerer("a", answer), [X], TASK, sricl.Config(gate="hard"))
 
 
+def test_connector_normalisation_of_the_result():
+    joined = "@@use SQL and## write tests ."
+    config = sricl.Config(k_demos=0, k_definitions=0, normalise=True)
+    (found,) = sricl.extract(scripted(joined), [X], TASK, config)
+    assert found.spans == (Span(0, 2),)
+    (split,) = sricl.extract(
+        scripted("@@use SQL and write tests## ."), [X], TASK, config, known={"use sql", "write tests"}
+    )
+    assert split.spans == (Span(0, 2), Span(3, 5))
+
+
 def test_an_illegal_correction_changes_nothing():
     def answer(request):
         return "@@" if "You review" in request.prompt[0].content else RIGHT[X.text]

@@ -119,7 +119,9 @@ class Tagger:
     Args:
         encoder: its weights are copied, not changed.
         steps: of AdamW with linear warm-up and decay, batches of ``batch_size`` sentences of like length.
-        frozen: how many of the lower layers (the embeddings always) keep their weights.
+        frozen: how many of the lower layers (the embeddings always) keep their weights. Where all do, only a linear
+            head is learnt, on states that are computed once for each sentence.
+        states: where those states are kept, so that several taggers of one encoder share them.
         types: span types to learn; None takes those of the sentences.
     """
 
@@ -135,15 +137,44 @@ class Tagger:
         frozen: int = 0,
         max_length: int = 96,
         types: Sequence[str] | None = None,
+        states: dict[tuple[str, ...], np.ndarray] | None = None,
     ) -> None:
         kinds = sorted(types or {span.type for s in sentences for span in s.spans})
         self.tags = ["O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")]
         self.tokenizer, self.max_length = encoder.tokenizer, max_length
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.body = copy.deepcopy(encoder.model)
             self.head = nn.Linear(encoder.width, len(self.tags)).to(encoder.model.device)
-            self._fit(sentences, steps, seed, batch_size, rate, frozen)
+            if frozen >= len(encoder.model.encoder.layer):
+                self.body, self._known = encoder.model, {} if states is None else states
+                self._fit_head(sentences, steps, seed, 10 * rate)
+            else:
+                self.body, self._known = copy.deepcopy(encoder.model), None
+                self._fit(sentences, steps, seed, batch_size, rate, frozen)
+
+    def _fit_head(self, sentences: Sequence[Sentence], steps: int, seed: int, rate: float) -> None:
+        states = self._look_up(sentences)
+        x = torch.from_numpy(np.concatenate(states)).to(self.head.weight)
+        tags = [tag for s, rows in zip(sentences, states, strict=True) for tag in to_tags(s)[: len(rows)]]
+        y = torch.tensor([self.tags.index(tag) for tag in tags], device=x.device)
+        optimizer = torch.optim.AdamW(self.head.parameters(), lr=rate, weight_decay=0.01)
+        rng = np.random.default_rng(seed)
+        for _ in range(steps):
+            batch = torch.from_numpy(rng.integers(0, len(x), min(512, len(x)))).to(x.device)
+            nn.functional.cross_entropy(self.head(x[batch]), y[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    @torch.inference_mode()
+    def _look_up(self, sentences: Sequence[Sentence], batch_size: int = 32) -> list[np.ndarray]:
+        """States of the unchanged encoder, each sentence computed once."""
+        new = sorted({s.tokens for s in sentences} - set(self._known), key=len)
+        for start in range(0, len(new), batch_size):
+            part = [Sentence(tokens) for tokens in new[start : start + batch_size]]
+            found, rows, _ = self._states(part)
+            found, rows = found.cpu().numpy(), np.array(rows)
+            self._known |= {s.tokens: found[rows == b] for b, s in enumerate(part)}
+        return [self._known[s.tokens] for s in sentences]
 
     def _fit(
         self, sentences: Sequence[Sentence], steps: int, seed: int, batch_size: int, rate: float, frozen: int
@@ -206,6 +237,9 @@ class Tagger:
     @torch.inference_mode()
     def read(self, sentences: Sequence[Sentence], batch_size: int = 32) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """For each sentence: states [words, D] and probabilities [words, L] of its words (those that fit)."""
+        if self._known is not None:
+            kept = self._look_up(sentences)
+            return kept, [self.head(torch.from_numpy(x).to(self.head.weight)).softmax(-1).cpu().numpy() for x in kept]
         order = sorted(range(len(sentences)), key=lambda i: len(sentences[i].tokens))
         states: list = [None] * len(sentences)
         chances: list = [None] * len(sentences)

@@ -3,13 +3,8 @@
 Every reader checks that a span's stored words are the slice of the text that its offsets name, and refuses what it
 would have to guess: an edge inside a token, an unknown tag, bytes that are not UTF-8.
 
-| format | spans are | types | nesting in the source |
-|---|---|---|---|
-| CoNLL | BIO tags per token | of one column | one column is flat |
-| JSON lines | tokens and code points | yes | refused |
-| doccano | code points | yes | refused |
-| Label Studio | code points | yes | refused |
-| spaCy | tokens of a ``Doc``'s ``ents`` as its JSON has them (code points) | yes | refused |
+CoNLL has a BIO tag per token, JSON lines have tokens and code points, doccano, Label Studio and spaCy code points. All
+keep types; overlapping or nested spans of a source are refused.
 """
 
 from __future__ import annotations

@@ -256,6 +256,7 @@ def extract(
     *,
     contexts: Sequence[Context] | None = None,
     gate: Callable[[Sequence[Sentence]], np.ndarray] | None = None,
+    known: Collection[str] = (),
     ledger: Ledger | None = None,
 ) -> list[Outcome]:
     """Mark the skills of ``sentences`` (their own spans are not looked at): section 3.6, all sentences in one batch.
@@ -263,6 +264,7 @@ def extract(
     Args:
         contexts: what was retrieved for each sentence (None: nothing); see :func:`retrieve`.
         gate: probability that each sentence has a skill; needed unless ``config.gate`` is ``none``.
+        known: skills that stand alone (:func:`~zfu_lib.skills.shape.lexicon`), for connector normalisation.
         ledger: counts the cost of every call.
 
     Raises:
@@ -312,7 +314,7 @@ def extract(
     if config.normalise:
         for outcome in outcomes:
             if outcome.spans:
-                outcome.spans = shape.normalise(outcome.sentence, outcome.spans)
+                outcome.spans = shape.normalise(outcome.sentence, outcome.spans, known)
     return outcomes
 
 

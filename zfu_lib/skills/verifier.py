@@ -1,16 +1,14 @@
 """The deterministic verifier: is an answer a legal marking of this sentence, and if not, why? (sections 1.3 and 3.5)
 
-The paper names three checks: pairing, non-overlap, BIO legality. The others are this book's reading of what they need.
+The paper names the first three checks; the others are this book's reading of what they need.
 
-| code | check | named by the paper |
-|---|---|---|
-| V1 | pairing: markers alternate, equal counts, the first opens | yes |
-| V2 | non-overlap: no opening inside a span, no empty span | yes |
-| V3 | BIO legality: the tags of the spans, one per token, are legal | yes |
-| V4 | fidelity: without its markers the answer is the sentence, white space aside | |
-| V5 | edges: markers sit on token boundaries; a span is not only punctuation and connectors | |
-| V6 | type: the label after a closing marker is one of those asked for | |
-| V7 | grounding (answers as lists): each string occurs in the sentence as tokens, often enough | |
+- V1 pairing: markers alternate, equal counts, the first opens
+- V2 non-overlap: no opening inside a span, no empty span
+- V3 BIO legality: the tags of the spans, one per token, are legal
+- V4 fidelity: without its markers the answer is the sentence, white space aside
+- V5 edges: markers sit on token boundaries; a span is not only punctuation and connectors
+- V6 type: the label after a closing marker is one of those asked for
+- V7 grounding (answers as lists): each string occurs in the sentence as tokens, often enough
 
 Whatever text comes in, :func:`verify` ends in legal spans or in errors, never in both and never in an exception.
 White space is ignored throughout; positions count ink (:mod:`zfu_lib.skills.markers`).
