@@ -87,7 +87,7 @@ QUICK = SriclProfile(
     sft_batch=16,
     sft_rate=1e-3,
     lora=False,
-    tagger_steps=30,
+    tagger_steps=40,
     frozen=3,
     simulated=150,
 )
@@ -744,8 +744,8 @@ def without_repeats(lab: Lab, name: Arm | str, corpus: str) -> tuple[float, floa
 
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 MODEL_MEASUREMENTS = (
-    "skill_whole", "s1_gain", "s2_model_raw", "s2_model", "s4_calls", "s7_base_invalid", "s7_lead", "skill_sft",
-    "s10_sft_minus_verifier", "s10_trained_together",
+    "skill_whole", "s1_gain", "s2_model_raw", "s2_model", "s4_calls", "s7_base_invalid", "s7_drop", "s7_lead",
+    "skill_sft", "s10_sft_minus_verifier", "s10_trained_together",
 )  # fmt: skip
 
 
@@ -766,10 +766,12 @@ def model_pairs(lab: Lab) -> Pairs:
     return {
         "skill_whole": (lab.f1(WHOLE), lexicon),
         "s1_gain": (lab.f1(WHOLE), zero),
+        "whole_minus_sft": (lab.f1(WHOLE), lab.f1(twice)),
         "s2_model_raw": (lab.each(raw_invalid, WHOLE), nothing),
         "s2_model": (lab.each(raw_invalid, WHOLE) / 2, lab.each(final_invalid, WHOLE)),
         "s4_calls": (lab.each(calls, WHOLE), nothing),
         "s7_base_invalid": (invalid["zero"], nothing),
+        "s7_drop": (invalid["zero"], invalid["all"]),
         "s7_lead": (progress(invalid), progress(f1)),
         "skill_sft": (lab.f1(bare), lexicon),
         "s10_sft_minus_verifier": (lab.f1(bare) - zero, lab.f1(twice) - lab.f1(bare)),
