@@ -43,7 +43,7 @@ def from_conll(
 ) -> list[Sentence]:
     """Sentences of a CoNLL file: a token a line, columns separated by tabs (or spaces), a blank line after a sentence.
 
-    Lines that begin with ``### `` hold metadata of a posting and go to ``meta["posting"]``; an empty cell is ``O``.
+    Lines that begin with ``###`` hold metadata of a posting and go to ``meta["posting"]``; an empty cell is ``O``.
 
     Args:
         column: which column holds the tags; 0 is the token. SkillSpan has skills in 1, knowledge in 2.
@@ -94,7 +94,7 @@ def to_conll(sentences: Iterable[Sentence], *, typed: bool = True) -> str:
     """A token and its tag a line, separated by a tab, a blank line after each sentence.
 
     Raises:
-        SpanError: a token that the format cannot hold (a tab, a line break, ``### `` at its beginning).
+        SpanError: a token that the format cannot hold (a tab, a line break, three hashes and a space at its beginning).
     """
     lines: list[str] = []
     for sentence in sentences:

@@ -16,7 +16,7 @@ weighted) and nervaluate's ``strict``; untyped it equals nervaluate's ``exact``;
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -271,8 +271,3 @@ def recall_of(
                 total += 1
                 right += span in said
     return right, total
-
-
-def table(scores: Mapping[str, Score]) -> dict[str, tuple[float, ...]]:
-    """Rows for :func:`zfu_lib.report.table`: precision, recall, F1, support."""
-    return {name: tuple(round(x, 3) for x in score) for name, score in scores.items()}
