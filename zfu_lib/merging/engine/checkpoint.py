@@ -317,8 +317,9 @@ def _entries(folder: Path) -> dict[str, Entry]:
         if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
             raise FormatError(f"{folder / INDEX}: no weight_map of tensor names to files")
         files = sorted(set(index.values()))
-        if bad := next((file for file in files if not re.fullmatch(r"[\w][\w.\-]*\.safetensors", file)), None):
-            raise FormatError(f"{folder / INDEX}: {bad!r} is not the name of a safetensors file in this folder")
+        for file in files:
+            if not re.fullmatch(r"\w[\w.\-]*\.safetensors", file):
+                raise FormatError(f"{folder / INDEX}: {file!r} is not the name of a safetensors file in this folder")
     else:
         single = folder / "model.safetensors"
         found = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
