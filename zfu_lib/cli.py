@@ -412,6 +412,8 @@ def merge(
         raise Stop(Exit.CANNOT_RUN, str(error)) from None
     except errors.InputError as error:
         raise Stop(Exit.DATA, str(error)) from None
+    except errors.WriteError as error:
+        raise Stop(Exit.FAILED, str(error)) from None
 
 
 @contextlib.contextmanager

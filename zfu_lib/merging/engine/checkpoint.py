@@ -157,14 +157,17 @@ class Checkpoint:
     def raw(self, name: str, start: int, out: np.ndarray) -> None:
         """Fill ``out`` (any type) with the stored bytes of the tensor from element ``start``."""
         entry = self.entry(name)
+        if not out.size:
+            return
         with self._lock:
             if entry.file not in self._open:
                 self._open[entry.file] = os.open(entry.file, os.O_RDONLY)
-        if not out.size:
-            return
         todo, place = memoryview(out).cast("B"), entry.offset + start * SIZES[entry.dtype]
         while todo:
-            got = os.preadv(self._open[entry.file], [todo], place)
+            try:
+                got = os.preadv(self._open[entry.file], [todo], place)
+            except OSError as error:
+                raise FormatError(f"{entry.file}: {error.strerror} in tensor {name!r}") from None
             if not got:
                 raise FormatError(f"{entry.file}: ended inside tensor {name!r} while it was read")
             todo, place = todo[got:], place + got
@@ -280,14 +283,15 @@ def verify(folder: Path | str, only: Iterable[Path] | None = None) -> int:
     lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     pairs = [line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2]
     said = {name.lstrip("*").strip(): checksum for checksum, name in pairs}
-    for name in [file.name for file in only] if only is not None else said:
+    names = list(said) if only is None else [file.name for file in only]
+    for name in names:
         if name not in said:
             raise ChecksumError(f"{folder / name}: not in {SUMS}")
         if not (folder / name).is_file():
             raise ChecksumError(f"{folder / name}: in {SUMS} but not there")
         if digest(folder / name) != said[name]:
             raise ChecksumError(f"{folder / name}: changed since {SUMS} was written")
-    return len(said)
+    return len(names)
 
 
 def digest(file: Path) -> str:

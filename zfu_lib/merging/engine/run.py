@@ -22,7 +22,7 @@ from typing import Any
 
 from zfu_lib.merging.engine import card
 from zfu_lib.merging.engine.checkpoint import INDEX, SUMS, digest, header_bytes
-from zfu_lib.merging.engine.errors import InputError, OutputError, ResumeError, SpaceError
+from zfu_lib.merging.engine.errors import InputError, OutputError, ResumeError, SpaceError, WriteError
 from zfu_lib.merging.engine.plan import Plan, Shard
 from zfu_lib.merging.engine.stream import Stream, sizes
 
@@ -66,8 +66,9 @@ def run(
         progress: called with bytes written, bytes in all, and the tensor's name.
 
     Raises:
-        OutputError: the folder must not be replaced, is being written by another merge, or the disk failed or is full.
-        SpaceError: the disk has less room than the output needs.
+        OutputError: the folder must not be replaced, or is being written by another merge.
+        SpaceError: the disk has less room than the output needs, or got full.
+        WriteError: the disk failed in another way.
         ResumeError: nothing to resume.
         InputError: an input is not finite, or changed while it was read.
     """
@@ -95,8 +96,9 @@ def run(
         shutil.rmtree(work, ignore_errors=True)
         raise
     except OSError as error:
-        hint = "; finished shards are kept: free some room and add --resume" if (work / JOURNAL).is_file() else ""
-        raise OutputError(f"{error.filename or out}: {error.strerror or error}{hint}") from error
+        hint = "; finished shards are kept, --resume goes on with them" if (work / JOURNAL).is_file() else ""
+        kind = SpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else WriteError
+        raise kind(f"{error.filename or out}: {error.strerror or error}{hint}") from error
     return out
 
 
@@ -246,13 +248,13 @@ def _finish(plan: Plan, work: Path) -> None:
 
 
 def _swap(work: Path, out: Path) -> None:
-    """Put the finished folder in place of ``out``; what was there is deleted afterwards."""
+    """Put the finished folder in place of ``out``; what was there gets another name before it is deleted."""
     old = _old(out)
-    if out.exists() and not _exchange(work, out):
-        out.rename(old)
-    if out.exists():
-        old = work
+    if out.exists() and _exchange(work, out):
+        work.rename(old)
     else:
+        if out.exists():
+            out.rename(old)
         work.rename(out)
     _sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)
