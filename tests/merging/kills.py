@@ -2,8 +2,8 @@
 
     python tests/merging/kills.py FOLDER --random 500 --calls 1
 
-Two merges of different recipes replace each other in one output folder. After every SIGKILL the output has to be the old
-merge or the new one, whole and with right checksums (or absent, where there was none); at most one shard of the
+Two merges of different recipes replace each other in one output folder. After every SIGKILL the output has to be the
+old merge or the new one, whole and with right checksums (or absent, where there was none); at most one shard of the
 unfinished merge may be without an entry in its journal; and ``resume`` has to finish it, byte for byte as an
 undisturbed merge, without writing a finished shard again. Prints the counts as JSON.
 """

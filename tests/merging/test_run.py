@@ -323,9 +323,10 @@ def test_an_old_merge_half_deleted_never_comes_back(bench: Any, monkeypatch: pyt
 
 def test_neither_torch_nor_transformers_is_imported(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yml").write_text(bench.text("hi_merging", EACH))
+    heavy = ("torch", "transformers", "safetensors", "scipy", "pandas")
     code = (
         "import sys, atexit; from zfu_lib.cli import main; "
-        "atexit.register(lambda: print([m for m in ('torch', 'transformers', 'pandas', 'scipy') if m in sys.modules])); "
+        f"atexit.register(lambda: print([name for name in {heavy} if name in sys.modules])); "
         f"sys.argv[1:] = ['merge', {str(tmp_path / 'recipe.yml')!r}, {str(bench.out)!r}]; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
