@@ -153,6 +153,12 @@ def test_a_missing_tensor_is_named_with_both_models(bench: Any, refused: Any) ->
     refused(errors.MissingTensorError, r"no tensor 'more'")
 
 
+def test_tables_that_models_compute_for_themselves_may_be_missing(bench: Any, tools: Any) -> None:
+    change(bench.places[0], model__layers__0__self_attn__rotary_emb__inv_freq=np.ones(4))
+    merged = checkpoint.load(tools.merge(bench.text("ties", ({"weight": 1}, {"weight": 1})), bench.out))
+    assert merged.keys() == bench.a.keys()
+
+
 def test_another_shape_is_named(bench: Any, refused: Any) -> None:
     change(bench.places[2], model__norm__weight=np.ones(31))
     refused(errors.ShapeError, r"'model.norm.weight' has shape \[32\] in .*base and \[31\] in .*b")

@@ -41,6 +41,8 @@ SIZES = {
 }
 STORED = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 WHOLE_NUMBERS = ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")
+# Tables that old checkpoints hold and every model computes for itself; fine-tunes of these checkpoints lack them.
+DERIVED = ("rotary_emb.inv_freq",)
 TORCH_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 # Largest bits without the sign that are finite; for BF16 as output, those of fp32 that round to a finite number.
 _FINITE = {"BF16": 0x7F7F, "F16": 0x7BFF, "F32": 0x7F7FFFFF}
@@ -127,7 +129,7 @@ class Buffers:
 
 
 class Checkpoint:
-    """The tensors and the configuration in a folder; opens files when a tensor of theirs is read.
+    """The tensors (but those in ``DERIVED``) and the configuration in a folder; a file is opened when it is read.
 
     Raises:
         InputError: no such folder or no safetensors in it.
@@ -138,7 +140,7 @@ class Checkpoint:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"{folder}: no such folder (models are read from folders; download them first)")
-        self.entries = _entries(self.folder)
+        self.entries = {n: entry for n, entry in _entries(self.folder).items() if not n.endswith(DERIVED)}
         self.config = read_json(self.folder / "config.json") if (self.folder / "config.json").is_file() else {}
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()

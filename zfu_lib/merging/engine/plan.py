@@ -37,6 +37,8 @@ SAME = (
     "activation_function",
 )
 NOTED = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "tie_word_embeddings")
+# In the names of tensors that come before the blocks.
+INPUT = ("embed_tokens", "embed_in", "embeddings", "wte", "wpe")
 # ns of CPU per element: of the merge and for each model; measured by benchmarks/merging.py, bf16, on one core.
 _COST = {
     "linear": (2.0, 0.6),
@@ -244,7 +246,7 @@ def _tensors(
         for part in ends
     ]
     for name in methods.names(outside[0] | outside[1]):
-        part = ends[0] if any(word in name for word in ("embed", "wte", "wpe")) else ends[1]
+        part = ends[0] if any(word in name for word in INPUT) else ends[1]
         yield name, part, [(source, name) for source in part.sources], 0.0
 
 

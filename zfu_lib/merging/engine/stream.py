@@ -28,9 +28,9 @@ from zfu_lib.merging.engine.plan import Input, Job, Plan
 from zfu_lib.merging.engine.recipe import METHODS
 
 PIECE = 1 << 18  # elements, at most
-MEMORY = 40 << 20  # bytes of all buffers together, about
+MEMORY = 24 << 20  # bytes of all buffers together, about
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
-_LOWS = 1 << 18  # lower bits gathered before they are counted
+_LOWS = 1 << 16  # lower bits gathered before they are counted
 
 
 @dataclass(frozen=True)
