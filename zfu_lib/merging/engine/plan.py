@@ -39,21 +39,21 @@ SAME = (
 NOTED = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "tie_word_embeddings")
 # In the names of tensors that come before the blocks.
 INPUT = ("embed_tokens", "embed_in", "embeddings", "wte", "wpe")
-# ns of CPU per element: of the merge and for each model; measured by benchmarks/merging.py, bf16, on one core.
+# ns of CPU per element, of the merge and for each model: measured on one core with the models of benchmarks/merging.py.
 _COST = {
-    "linear": (2.0, 0.6),
-    "passthrough": (1.5, 0.5),
-    "slerp": (2.5, 4.0),
-    "model_stock": (2.5, 4.0),
-    "task_arithmetic": (2.5, 0.9),
-    "hi_merging": (3.0, 4.5),
-    "ties": (3.5, 5.0),
-    "dare_linear": (2.5, 3.0),
-    "dare_ties": (3.5, 3.5),
-    "breadcrumbs": (3.0, 5.5),
-    "breadcrumbs_ties": (3.5, 6.0),
-    "della_linear": (2.5, 25.0),
-    "della": (3.5, 26.0),
+    "linear": (2.0, 0.8),
+    "passthrough": (2.2, 0.5),
+    "slerp": (2.5, 5.4),
+    "model_stock": (2.5, 3.3),
+    "task_arithmetic": (2.5, 1.2),
+    "hi_merging": (3.0, 7.3),
+    "ties": (3.5, 8.5),
+    "dare_linear": (2.5, 3.7),
+    "dare_ties": (3.5, 4.2),
+    "breadcrumbs": (3.0, 8.2),
+    "breadcrumbs_ties": (3.5, 8.7),
+    "della_linear": (2.5, 29.0),
+    "della": (3.5, 29.5),
 }
 _SELECTS = ("ties", "breadcrumbs", "breadcrumbs_ties", "hi_merging")
 
