@@ -195,6 +195,7 @@ def test_a_disk_without_room_is_refused_before_a_byte_is_written(bench: Any, mon
     with pytest.raises(errors.SpaceError, match=r"has 0.00 GB free, the merge needs"):
         run.run(made(bench), bench.out)
     assert not bench.out.exists()
+    assert not left(bench.out)
 
 
 def test_a_disk_that_gets_full_leaves_the_old_output_and_what_can_be_resumed(bench: Any) -> None:

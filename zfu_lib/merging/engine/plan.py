@@ -20,7 +20,7 @@ from zfu_lib.merging.engine.errors import (
     TokenizerError,
 )
 from zfu_lib.merging.engine.model import Model
-from zfu_lib.merging.engine.recipe import METHODS, Recipe, Slice, Source
+from zfu_lib.merging.engine.recipe import METHODS, MergeRecipe, Slice, Source
 
 SHARD = 2_000_000_000  # bytes
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -115,7 +115,7 @@ class Shard:
 class Plan:
     """A merge that can be run. ``key`` names recipe, seed, output files and the state of every input file."""
 
-    recipe: Recipe
+    recipe: MergeRecipe
     seed: int
     models: list[Model]
     jobs: list[Job]
@@ -167,7 +167,7 @@ class Plan:
         return 0.4 + 1e-9 * sum(job.size * (fixed + each * len(job.inputs)) for job in self.jobs)
 
 
-def make(recipe: Recipe, *, seed: int = 0, shard_bytes: int = SHARD, verify: bool = True) -> Plan:
+def make(recipe: MergeRecipe, *, seed: int = 0, shard_bytes: int = SHARD, verify: bool = True) -> Plan:
     """Open the models of a recipe, check that they go together, and lay out the output.
 
     Args:
@@ -201,7 +201,7 @@ def _order(names: Iterator[str]) -> list[int]:
 
 
 def _tensors(
-    recipe: Recipe, models: Sequence[Model], place: Mapping[str, int]
+    recipe: MergeRecipe, models: Sequence[Model], place: Mapping[str, int]
 ) -> Iterator[tuple[str, Slice, list[tuple[Source, str]], float]]:
     """Every output tensor: name, slice, the sources with the tensor's name there, relative depth t for gradients.
 
@@ -251,7 +251,7 @@ def _tensors(
 
 
 def _job(
-    recipe: Recipe,
+    recipe: MergeRecipe,
     models: Sequence[Model],
     place: Mapping[str, int],
     name: str,
@@ -349,7 +349,7 @@ def _shards(jobs: Sequence[Job], limit: int) -> list[Shard]:
 # Configurations and tokenizers.
 
 
-def _check_configs(models: Sequence[Model], recipe: Recipe) -> list[str]:
+def _check_configs(models: Sequence[Model], recipe: MergeRecipe) -> list[str]:
     remarks, first = [], models[0]
     if not first.config:
         raise ArchitectureError(f"{first.folder}: no config.json in it")
@@ -373,7 +373,7 @@ def _check_configs(models: Sequence[Model], recipe: Recipe) -> list[str]:
     return remarks
 
 
-def _donor(recipe: Recipe) -> str:
+def _donor(recipe: MergeRecipe) -> str:
     """The model whose tokenizer and generation settings the output gets."""
     source = recipe.tokenizer
     if source == "base" and recipe.base is None:
@@ -385,7 +385,7 @@ def _donor(recipe: Recipe) -> str:
     return source
 
 
-def _check_tokenizers(models: Sequence[Model], recipe: Recipe) -> list[str]:
+def _check_tokenizers(models: Sequence[Model], recipe: MergeRecipe) -> list[str]:
     """Embeddings are merged row by row, so a row has to be the same token everywhere."""
     first, *others = models
     if not (first.folder / "tokenizer.json").is_file():
@@ -422,7 +422,7 @@ def _vocabulary(file: Path) -> dict[str, int]:
     return dict(pairs) | {added["content"]: added["id"] for added in content.get("added_tokens") or []}
 
 
-def _config(recipe: Recipe, first: Model, place: Mapping[str, int]) -> dict[str, Any]:
+def _config(recipe: MergeRecipe, first: Model, place: Mapping[str, int]) -> dict[str, Any]:
     """The first model's configuration with the output's type and number of blocks."""
     config = dict(first.config)
     if recipe.dtype:

@@ -85,7 +85,6 @@ def run(
                 return out
             finished = _start(plan, work, resume)
             if finished is not None:
-                check_space(plan, out, finished)
                 _write(plan, work, finished, threads, piece, checksums, progress)
                 if plan.state() != before:
                     raise InputError("an input file changed while it was read; merge again")
@@ -150,10 +149,12 @@ def _start(plan: Plan, work: Path, resume: bool) -> dict[str, str] | None:
             raise ResumeError(f"{work} is of another recipe, other inputs or other options; start without --resume")
         done = {line["file"]: line["sha256"] for line in lines[1:] if {"file", "sha256"} <= set(line)}
         right = {file: said for file, said in done.items() if _is_whole(work / file, said, plan)}
+        check_space(plan, work, right)
         # A line that was cut off must not grow into the next one.
         _begin(work / JOURNAL, {"key": key}, *({"file": file, "sha256": said} for file, said in right.items()))
         return right
     shutil.rmtree(work, ignore_errors=True)
+    check_space(plan, work)
     work.mkdir()
     _begin(work / JOURNAL, {"key": key})
     return {}
