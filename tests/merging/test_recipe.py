@@ -233,6 +233,10 @@ def test_one_threshold_needs_one_density(bench: Any, refused: Any) -> None:
     each = tuple({"weight": 1, "density": [{"filter": "mlp", "value": 0.5}, {"value": 0.6}]} for _ in "ab")
     refused(errors.RecipeError, "different densities", bench.text("hi_merging", each, parameters={"scope": "layer"}))
     plan.make(recipe.parse(bench.text("hi_merging", each)))
+    parts = [[(bench.places[0], i, i + 1), (bench.places[1 + i], i, i + 1)] for i in (0, 1)]
+    mixed = {"merge_method": "hi_merging", "base_model": str(bench.places[0])}
+    refused(errors.RecipeError, "different models", slices(*parts, **mixed, parameters={"scope": "model", "weight": 1}))
+    plan.make(recipe.parse(slices(*parts, **mixed, parameters={"scope": "tensor", "weight": 1})))
 
 
 def test_chances_outside_their_range_are_refused(bench: Any, refused: Any) -> None:

@@ -302,13 +302,18 @@ def _is_vocabulary(name: str) -> bool:
 
 
 def _check_scope(jobs: Sequence[Job]) -> None:
-    """One threshold needs one density."""
+    """One threshold for each model needs the same models and densities throughout."""
     by_name = {job.name: job for job in jobs if not job.copy}
     for group in methods.groups(by_name, jobs[0].shared["scope"]):
+        first = by_name[group[0]].inputs
         for name in group[1:]:
-            for a, b in zip(by_name[group[0]].inputs, by_name[name].inputs, strict=True):
-                if a.parameters["density"] != b.parameters["density"]:
-                    raise RecipeError(f"{group[0]!r} and {name!r} share a threshold but have different densities")
+            here = by_name[name].inputs
+            for what, said in (
+                ("models", [[i.model for i in inputs] for inputs in (first, here)]),
+                ("densities", [[i.parameters["density"] for i in inputs] for inputs in (first, here)]),
+            ):
+                if said[0] != said[1]:
+                    raise RecipeError(f"{group[0]!r} and {name!r} share a threshold but have different {what}")
 
 
 def _depths(names: Mapping[str, Any]) -> dict[str, float]:
