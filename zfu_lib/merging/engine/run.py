@@ -41,6 +41,7 @@ TAKEN_ALONG = (
     "chat_template.jinja",
     "chat_template.json",
 )
+FLOOR = 40  # MiB of the interpreter, its libraries and the counters, about
 Progress = Callable[[int, int, str], None]
 
 
@@ -130,7 +131,7 @@ def describe(plan: Plan, out: Path | str, threads: int = 1) -> dict[str, Any]:
         "reads": f"{read / 1e9:.3f} GB in {sum(len(model.files) for model in plan.models)} files{passes}",
         "writes": f"{written / 1e9:.3f} GB in {len(plan.shards)} files, {len(plan.jobs)} tensors",
         "free on the disk": f"{shutil.disk_usage(_existing(Path(out))).free / 1e9:.3f} GB",
-        "memory": f"about {40 + slots * piece * each / 2**20:.0f} MiB, whatever the size of the models",
+        "memory": f"about {FLOOR + slots * piece * each / 2**20:.0f} MiB, whatever the size of the models",
         "time": f"about {plan.cpu_seconds:.1f} CPU seconds on {threads} thread{'s' * (threads > 1)}, disk not counted",
         "remarks": "; ".join(plan.remarks) or "none",
     }
