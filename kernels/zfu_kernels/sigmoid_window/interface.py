@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from zfu_kernels.checks import check_per_head, check_qkv, check_window
 from zfu_kernels.sigmoid_window.banded import sliding_window_attention_banded
 from zfu_kernels.sigmoid_window.reference import sliding_window_attention_reference
 
@@ -67,30 +68,9 @@ def _choose_backend(B: int, H: int, T: int) -> str:
 
 
 def _check(q, k, v, window, slopes, activation, backend) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, torch.Tensor) or x.ndim != 4:
-            got = f"shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
-            raise ValueError(f"{name} must be a tensor [B, H, T, D], got {got}")
-        if not x.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {x.dtype}; convert it with .float()")
-        if 0 in x.shape:
-            raise ValueError(f"{name} is empty, shape {tuple(x.shape)}: every dimension must be at least 1")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"q is {q.dtype} on {q.device} but {name} is {x.dtype} on {x.device}; convert one of them")
-    if k.shape != v.shape:
-        raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
-    (B, H, T, D), (Bk, Hk, Tk, Dk) = q.shape, k.shape
-    if (Bk, Tk, Dk) != (B, T, D):
-        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} must agree in B, T and D")
-    if H % Hk:
-        raise ValueError(f"{H} query heads cannot share {Hk} key heads: H must be a multiple of the heads of k and v")
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise ValueError(f"window counts the query itself, so it is an integer >= 1, or None; got {window!r}")
-    if slopes is not None and (not isinstance(slopes, torch.Tensor) or tuple(slopes.shape) != (H,)):
-        got = tuple(slopes.shape) if isinstance(slopes, torch.Tensor) else type(slopes).__name__
-        raise ValueError(f"slopes must be a tensor with one number per query head, shape ({H},); got {got}")
-    if slopes is not None and (not slopes.is_floating_point() or slopes.device != q.device):
-        raise ValueError(f"slopes must be floating point on {q.device}, got {slopes.dtype} on {slopes.device}")
+    check_qkv(q, k, v)
+    check_window(window)
+    check_per_head("slopes", slopes, q.shape[1], q.device)
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
     if backend != "auto" and backend not in BACKENDS:

@@ -1,0 +1,45 @@
+"""Checks of what all attention operators take, with errors that say what was given and what to do."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """q is ``[B, H, T, D]``, k and v are ``[B, Hkv, T, D]`` with H a multiple of Hkv; one floating dtype, one device.
+
+    Raises:
+        ValueError: whatever of this does not hold, or an empty dimension.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor) or x.ndim != 4:
+            got = f"shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+            raise ValueError(f"{name} must be a tensor [B, H, T, D], got {got}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {x.dtype}; convert it with .float()")
+        if 0 in x.shape:
+            raise ValueError(f"{name} is empty, shape {tuple(x.shape)}: every dimension must be at least 1")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"q is {q.dtype} on {q.device} but {name} is {x.dtype} on {x.device}; convert one of them")
+    if k.shape != v.shape:
+        raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
+    (B, H, T, D), (Bk, Hk, Tk, Dk) = q.shape, k.shape
+    if (Bk, Tk, Dk) != (B, T, D):
+        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} must agree in B, T and D")
+    if H % Hk:
+        raise ValueError(f"{H} query heads cannot share {Hk} key heads: H must be a multiple of the heads of k and v")
+
+
+def check_window(window: int | None) -> None:
+    """None, or an integer of at least 1."""
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise ValueError(f"window counts the query itself, so it is an integer >= 1, or None; got {window!r}")
+
+
+def check_per_head(name: str, x: torch.Tensor | None, heads: int, device: torch.device) -> None:
+    """None, or one floating number per query head."""
+    if x is not None and (not isinstance(x, torch.Tensor) or tuple(x.shape) != (heads,)):
+        got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a tensor with one number per query head, shape ({heads},); got {got}")
+    if x is not None and (not x.is_floating_point() or x.device != device):
+        raise ValueError(f"{name} must be floating point on {device}, got {x.dtype} on {x.device}")

@@ -1,0 +1,83 @@
+"""The one entry point: checks its input, then picks an implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from zfu_kernels.checks import check_per_head, check_qkv, check_window
+from zfu_kernels.elastic_softmax.reference import elastic_softmax_attention_reference
+
+BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
+    "reference": elastic_softmax_attention_reference,
+}
+
+
+def elastic_softmax_attention(
+    q_BHTD: torch.Tensor,
+    k_BHTD: torch.Tensor,
+    v_BHTD: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    tau: torch.Tensor | None = None,
+    window: int | None = None,
+    document: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """o_m = sum_n w_mn v_n with w = ReLU(softmax(q.k / sqrt(D) + b_h[m - n]) + tau_h / i) (Lazy Attention, Eq. 4, 5).
+
+    Causal, and not renormalised: the weights of a row sum to at most 1 for tau <= 0. i counts the keys that the query
+    sees. Rotations are the caller's: pass rotated q and k.
+
+    Args:
+        q_BHTD: queries ``[B, H, T, D]``, fp64, fp32, bf16 or fp16.
+        k_BHTD, v_BHTD: keys and values ``[B, Hkv, T, D]`` with H a multiple of Hkv; query head h reads key head
+            ``h // (H / Hkv)``.
+        bias: ``[H, W]``, one number per query head and distance 0 ... W-1; 0 beyond; None for none. Keep it in fp32.
+        tau: ``[H]``, one offset per query head; negative takes mass away, positive adds it; None for plain softmax.
+            Keep it in fp32.
+        window: how many keys a query sees, itself included; None, or anything >= T, for all earlier ones. Not in the
+            paper: i is then min(i, window).
+        document: integers ``[B, T]`` for packed documents; a new one begins wherever the number changes. Nothing
+            is seen across, and distances and i count inside.
+        backend: ``"reference"`` dense, O(T^2); ``"auto"`` chooses by size.
+
+    Gradients reach q, k, v and, where they require one, bias and tau.
+
+    Returns:
+        ``[B, H, T, D]`` in the dtype of ``q_BHTD``.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together, an empty dimension, ``window`` below 1, a bias
+            that is not ``[H, W]``, a tau that is not ``[H]``, documents that are not integers ``[B, T]``, an unknown
+            backend.
+    """
+    _check(q_BHTD, k_BHTD, v_BHTD, bias, tau, window, document, backend)
+    group = q_BHTD.shape[1] // k_BHTD.shape[1]
+    if group > 1:
+        k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
+    if backend == "auto":
+        backend = "reference"
+    return BACKENDS[backend](q_BHTD, k_BHTD, v_BHTD, bias=bias, tau=tau, window=window, document=document)
+
+
+def _check(q, k, v, bias, tau, window, document, backend) -> None:
+    check_qkv(q, k, v)
+    check_window(window)
+    B, H, T, _ = q.shape
+    check_per_head("tau", tau, H, q.device)
+    if bias is not None:
+        if not isinstance(bias, torch.Tensor) or bias.ndim != 2 or bias.shape[0] != H or not bias.shape[1]:
+            got = tuple(bias.shape) if isinstance(bias, torch.Tensor) else type(bias).__name__
+            raise ValueError(f"bias must be a tensor [query heads, distances], here ({H}, W) with W >= 1; got {got}")
+        if not bias.is_floating_point() or bias.device != q.device:
+            raise ValueError(f"bias must be floating point on {q.device}, got {bias.dtype} on {bias.device}")
+    if document is not None:
+        if not isinstance(document, torch.Tensor) or tuple(document.shape) != (B, T):
+            got = tuple(document.shape) if isinstance(document, torch.Tensor) else type(document).__name__
+            raise ValueError(f"document must be a tensor with one integer per position, shape ({B}, {T}); got {got}")
+        if document.is_floating_point() or document.is_complex() or document.device != q.device:
+            raise ValueError(f"document must hold integers on {q.device}, got {document.dtype} on {document.device}")
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")
