@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zfu_kernels.sigmoid_window import attention_weights, banded, sliding_window_attention
+from zfu_kernels import band
+from zfu_kernels.sigmoid_window import attention_weights, sliding_window_attention
 
 BACKENDS = ("reference", "banded")
 
@@ -108,7 +109,7 @@ def test_banded_gradients_equal_the_references(B, T, window, activation, buffer,
     grads = {}
     for backend in BACKENDS:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(banded, "BUFFER_ELEMENTS", buffer)
+            patch.setattr(band, "BUFFER_ELEMENTS", buffer)
             out = sliding_window_attention(
                 q, k, v, window=window, slopes=slopes, activation=activation, sigmoid_bias=-0.3, backend=backend
             )
@@ -300,11 +301,13 @@ def test_half_precision_is_rounded_once(dtype):
 def test_memory_is_linear_in_length():
     """The score buffer, the only thing that could be T x T, does not grow with T."""
 
+    from zfu_kernels.sigmoid_window import banded
+
     def buffer(T):
         q = torch.empty(4, T, 8)
-        return banded._Plan(q, torch.zeros(4), 64, 0.0, backward=False, constant=True).buffer_elements
+        return banded._plan(q, torch.zeros(4), 64, 0.0, backward=False, constant=True).buffer_elements
 
-    assert buffer(32768) == buffer(4096) <= 2 * banded.BUFFER_ELEMENTS
+    assert buffer(32768) == buffer(4096) <= 2 * band.BUFFER_ELEMENTS
 
 
 def test_auto_takes_the_dense_form_for_small_inputs_only(monkeypatch):
