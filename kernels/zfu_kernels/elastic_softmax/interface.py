@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 
 from zfu_kernels.checks import check_per_head, check_qkv, check_window
+from zfu_kernels.elastic_softmax.banded import elastic_softmax_attention_banded
 from zfu_kernels.elastic_softmax.reference import elastic_softmax_attention_reference
 
 BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
     "reference": elastic_softmax_attention_reference,
+    "banded": elastic_softmax_attention_banded,
 }
 
 
@@ -41,7 +43,8 @@ def elastic_softmax_attention(
             paper: i is then min(i, window).
         document: integers ``[B, T]`` for packed documents; a new one begins wherever the number changes. Nothing
             is seen across, and distances and i count inside.
-        backend: ``"reference"`` dense, O(T^2); ``"auto"`` chooses by size.
+        backend: ``"reference"`` dense, O(T^2); ``"banded"`` O(T * window), document by document; ``"auto"`` chooses by
+            size.
 
     Gradients reach q, k, v and, where they require one, bias and tau.
 
@@ -54,12 +57,19 @@ def elastic_softmax_attention(
             backend.
     """
     _check(q_BHTD, k_BHTD, v_BHTD, bias, tau, window, document, backend)
-    group = q_BHTD.shape[1] // k_BHTD.shape[1]
+    B, H, T, _ = q_BHTD.shape
+    group = H // k_BHTD.shape[1]
     if group > 1:
         k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
     if backend == "auto":
-        backend = "reference"
+        backend = _choose_backend(B, H, T, document)
     return BACKENDS[backend](q_BHTD, k_BHTD, v_BHTD, bias=bias, tau=tau, window=window, document=document)
+
+
+def _choose_backend(B: int, H: int, T: int, document: torch.Tensor | None) -> str:
+    """The band costs a few calls per chunk and saves work per weight; of packed documents it takes one at a time."""
+    large = B * H * T * T >= 1 << 17 if document is None else H * T * T >= 1 << 22
+    return "banded" if large else "reference"
 
 
 def _check(q, k, v, bias, tau, window, document, backend) -> None:
