@@ -3,7 +3,7 @@
 The chunks and tiles of :mod:`zfu_kernels.band`; a tile holds b[m - n] and the mask. A step of the forward pass is
 ``baddbmm``, softmax, offset, ReLU and ``bmm``. The backward pass recomputes p and w and needs, with G = dO v,
 
-    dV = w dO,   dS = p (1[w > 0] G - sum_n p 1[w > 0] G),   dtau = sum 1[w > 0] G / i,   db[d] = sum over m - n = d of dS
+    dV = w dO,   dS = p (1[w > 0] G - sum_n p 1[w > 0] G),   dtau = sum 1[w > 0] G / i,   db[d] = sum over m-n=d of dS,
 
 where inactive keys keep a gradient, -p sum(...), because they are part of the normaliser.
 """
