@@ -27,7 +27,7 @@ def distance_bias(bias_HW: torch.Tensor, distance: torch.Tensor) -> torch.Tensor
 
 
 def elastic_weights(
-    z_BHTS: torch.Tensor, seen: torch.Tensor, count: torch.Tensor, tau_H: torch.Tensor | None
+    z_BHTS: torch.Tensor, seen: torch.Tensor, count: torch.Tensor | int, tau_H: torch.Tensor | None
 ) -> torch.Tensor:
     """ReLU(softmax(z) + tau_h / i) on the keys that are seen, exactly 0 elsewhere (Eq. 5). Not renormalised.
 
