@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 
@@ -43,3 +45,23 @@ def check_per_head(name: str, x: torch.Tensor | None, heads: int, device: torch.
         raise ValueError(f"{name} must be a tensor with one number per query head, shape ({heads},); got {got}")
     if x is not None and (not x.is_floating_point() or x.device != device):
         raise ValueError(f"{name} must be floating point on {device}, got {x.dtype} on {x.device}")
+
+
+def check_document(document: torch.Tensor | None, q: torch.Tensor) -> None:
+    """None, or one integer per position."""
+    shape = (q.shape[0], q.shape[2])
+    if document is not None:
+        if not isinstance(document, torch.Tensor) or tuple(document.shape) != shape:
+            got = tuple(document.shape) if isinstance(document, torch.Tensor) else type(document).__name__
+            raise ValueError(f"document must be a tensor with one integer per position, shape {shape}; got {got}")
+        if document.is_floating_point() or document.is_complex() or document.device != q.device:
+            raise ValueError(f"document must hold integers on {q.device}, got {document.dtype} on {document.device}")
+
+
+def runs_on_gpu(q: torch.Tensor) -> bool:
+    """Whether the Triton kernels can take ``q``: a CUDA device, Triton installed, a dtype and a width of theirs."""
+    if not q.is_cuda or importlib.util.find_spec("triton") is None:
+        return False
+    from zfu_kernels.tiles import refuse
+
+    return refuse(q) is None
