@@ -139,6 +139,20 @@ def launch(which: str, q: torch.Tensor, window: int, start: Callable[[int, int, 
         return
 
 
+# Enough programs to fill the largest GPUs twice.
+PROGRAMS = 264
+# Slots that a decoding program reads at once, and how many such tiles are worth a program.
+DECODE_TILE, DECODE_TILES = 64, 4
+
+
+def decode_parts(heads: int, slots: int) -> tuple[int, int]:
+    """Into how many parts the slots of a cache are cut when ``heads`` key heads are read, and the slots of a part."""
+    tiles = triton.cdiv(slots, DECODE_TILE)
+    parts = max(1, min(tiles // DECODE_TILES, triton.cdiv(PROGRAMS, heads)))
+    part = triton.cdiv(tiles, parts) * DECODE_TILE
+    return triton.cdiv(slots, part), part
+
+
 def padded(width: int) -> int:
     """Columns of a tile for heads of this width: a power of two, at least what a matrix unit takes."""
     return max(16, triton.next_power_of_2(width))

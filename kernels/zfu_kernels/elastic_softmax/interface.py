@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from zfu_kernels.checks import check_document, check_per_head, check_qkv, check_window, runs_on_gpu
+from zfu_kernels.checks import check_bias, check_document, check_per_head, check_qkv, check_window, runs_on_gpu
 from zfu_kernels.elastic_softmax.banded import elastic_softmax_attention_banded
 from zfu_kernels.elastic_softmax.reference import elastic_softmax_attention_reference
 
@@ -89,12 +89,7 @@ def _check(q, k, v, bias, tau, window, document, backend) -> None:
     check_window(window)
     H = q.shape[1]
     check_per_head("tau", tau, H, q.device)
-    if bias is not None:
-        if not isinstance(bias, torch.Tensor) or bias.ndim != 2 or bias.shape[0] != H or not bias.shape[1]:
-            got = tuple(bias.shape) if isinstance(bias, torch.Tensor) else type(bias).__name__
-            raise ValueError(f"bias must be a tensor [query heads, distances], here ({H}, W) with W >= 1; got {got}")
-        if not bias.is_floating_point() or bias.device != q.device:
-            raise ValueError(f"bias must be floating point on {q.device}, got {bias.dtype} on {bias.device}")
+    check_bias(bias, H, q.device)
     check_document(document, q)
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")

@@ -32,6 +32,9 @@ import triton.language as tl
 
 from zfu_kernels.documents import document_bounds
 from zfu_kernels.tiles import (
+    DECODE_TILE,
+    PROGRAMS,
+    decode_parts,
     dot,
     head,
     keys_of,
@@ -235,6 +238,73 @@ def _backward_distances(
     tl.store(dDiagonals + (tile.to(tl.int64) * BM + a) * (2 * BM) + (a - c + BM - 1), total)
 
 
+@triton.jit
+def _decode_scores(
+    Q, q_s, K, k_s, Scores, Stats, Distance, distance_b, Bias, S, K_HEADS, G: tl.constexpr, W, part, scale, window,
+    D: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Scores ``[B H, S]``; maximum, sum and number of keys of each row's part, Stats ``[parts, B H, 3]``."""
+    b, kv, first = tl.program_id(0) // K_HEADS, tl.program_id(0) % K_HEADS, tl.program_id(1) * part
+    q = load_rows(head(Q, q_s, b, kv * G), q_s[1], 0, G, D, BG, BD)
+    g = tl.arange(0, BG)
+    h, row = (kv * G + g)[:, None], (tl.program_id(0) * G + g)[:, None]
+    row_max, row_sum = tl.full([BG], -float("inf"), tl.float32), tl.zeros([BG], tl.float32)
+    count = tl.zeros([BG], tl.float32)
+    for c0 in tl.range(first, tl.minimum(first + part, S), BN):
+        k, n = load_rows(head(K, k_s, b, kv), k_s[2], c0, S, D, BN, BD), c0 + tl.arange(0, BN)[None, :]
+        distance = tl.load(Distance + b * distance_b + n, mask=n < S, other=-1)
+        sees, used = (distance >= 0) & (distance < window), (g < G)[:, None]
+        s = dot(q, tl.trans(k)) * scale
+        if Bias is not None:
+            s += tl.load(Bias + h * W + distance, mask=sees & (distance < W) & used, other=0.0)
+        s = tl.where(sees, s, -float("inf"))
+        tl.store(Scores + row.to(tl.int64) * S + n, s, mask=(n < S) & used)
+        new_max = tl.maximum(row_max, tl.max(s, 1))
+        base = tl.where(new_max == -float("inf"), 0.0, new_max)
+        row_sum = row_sum * tl.exp2(row_max - base) + tl.sum(tl.exp2(s - base[:, None]), 1)
+        row_max, count = new_max, count + tl.sum(sees.to(tl.float32), 1)
+    place = Stats + ((tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * G + g) * 3
+    tl.store(place, row_max, mask=g < G)
+    tl.store(place + 1, row_sum, mask=g < G)
+    tl.store(place + 2, count, mask=g < G)
+
+
+@triton.jit
+def _decode_values(
+    V, v_s, Scores, Stats, Out, Distance, distance_b, Tau, S, K_HEADS, G: tl.constexpr, part, parts, window,
+    D: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    b, kv, first = tl.program_id(0) // K_HEADS, tl.program_id(0) % K_HEADS, tl.program_id(1) * part
+    g = tl.arange(0, BG)
+    row, used = tl.program_id(0) * G + g, g < G
+    row_max, row_sum = tl.full([BG], -float("inf"), tl.float32), tl.zeros([BG], tl.float32)
+    count = tl.zeros([BG], tl.float32)
+    for i in tl.range(parts):
+        place = Stats + (i * tl.num_programs(0) * G + row) * 3
+        part_max = tl.load(place, mask=used, other=0.0)
+        new_max = tl.maximum(row_max, part_max)
+        base = tl.where(new_max == -float("inf"), 0.0, new_max)
+        row_sum = row_sum * tl.exp2(row_max - base)
+        row_sum += tl.load(place + 1, mask=used, other=1.0) * tl.exp2(part_max - base)
+        row_max, count = new_max, count + tl.load(place + 2, mask=used, other=1.0)
+    lse = (row_max + tl.log2(row_sum))[:, None]
+    acc = tl.zeros([BG, BD], tl.float32)
+    for c0 in tl.range(first, tl.minimum(first + part, S), BN):
+        n = c0 + tl.arange(0, BN)[None, :]
+        s = tl.load(Scores + row[:, None].to(tl.int64) * S + n, mask=(n < S) & used[:, None], other=-float("inf"))
+        w = tl.exp2(s - lse)
+        if Tau is not None:
+            distance = tl.load(Distance + b * distance_b + n, mask=n < S, other=-1)
+            w += tl.load(Tau + kv * G + g, mask=used, other=0.0)[:, None] / count[:, None]
+            active = ((w <= 0.0) == 0) & (distance >= 0) & (distance < window) & used[:, None]
+            w = tl.where(active, w, 0.0)
+        if tl.max((w != 0.0).to(tl.int32)) > 0:
+            v = load_rows(head(V, v_s, b, kv), v_s[2], c0, S, D, BN, BD)
+            acc += dot(w.to(v.dtype), v)
+    rows = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * G
+    store_rows(Out, D, rows, rows + G, acc, D, BG, BD)
+
+
 def _scalars(q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None, window: int) -> tuple:
     """T, H, G, W, scale, window: what ends the list of every kernel's arguments. The scale is for base 2."""
     H, T, D = q.shape[1:]
@@ -338,10 +408,6 @@ def elastic_softmax_backward(
     return dq, dk, dv, db, dtau
 
 
-# Enough to fill the largest GPUs twice.
-PROGRAMS = 264
-
-
 def _along_distances(diagonals: torch.Tensor, W: int) -> torch.Tensor:
     """``[H, W]`` from ``[parts, offsets, H, B, 2 B]``, where column t of offset o holds distance o B + t - (B - 1)."""
     o_H_t = diagonals.sum((0, 3))
@@ -414,3 +480,38 @@ def elastic_softmax_attention_triton(
     learned = (q_BHTD, k_BHTD, v_BHTD, bias, tau)
     train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
     return elastic_softmax(q_BHTD, k_BHTD, v_BHTD, bias, tau, starts, ends, window, train)[0]
+
+
+@torch.library.custom_op("zfu::elastic_softmax_decode", mutates_args=())
+def decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    distance: torch.Tensor,
+    bias: torch.Tensor | None,
+    tau: torch.Tensor | None,
+    window: int,
+) -> torch.Tensor:
+    """One query per row ``[B, H, D]`` against slots ``[B, Hkv, S, D]`` at integer ``distance [B, S]``."""
+    if reason := refuse(q):
+        raise ValueError(reason)
+    q, k, v, distance = map(unit_columns, (q, k, v, distance))
+    (B, H, D), (_, heads, S, _) = q.shape, k.shape
+    parts, part = decode_parts(B * heads, S)
+    scores, stats = (q.new_empty(shape, dtype=torch.float32) for shape in ((B * H, S), (parts, B * H, 3)))
+    partial = q.new_empty(parts, B, H, D, dtype=q.dtype if parts == 1 else torch.float32)
+    W, tile = 0 if bias is None else bias.shape[1], {"D": D, "BD": padded(D), "BG": padded(H // heads)}
+    _decode_scores[B * heads, parts](
+        q, (*q.stride()[:2], 0), k, k.stride()[:3], scores, stats, distance, distance.stride(0), _in_base_2(bias),
+        S, heads, H // heads, W, part, math.log2(math.e) / math.sqrt(D), window, BN=DECODE_TILE, **tile,
+    )  # fmt: skip
+    _decode_values[B * heads, parts](
+        v, v.stride()[:3], scores, stats, partial, distance, distance.stride(0), tau,
+        S, heads, H // heads, part, parts, window, BN=DECODE_TILE, **tile,
+    )  # fmt: skip
+    return partial[0] if parts == 1 else partial.sum(0).to(q.dtype)
+
+
+@decode.register_fake
+def _(q, k, v, distance, bias, tau, window):
+    return q.new_empty(q.shape)

@@ -25,6 +25,8 @@ import triton.language as tl
 from zfu_kernels.documents import document_bounds
 from zfu_kernels.elastic_softmax.triton import elastic_softmax_attention_triton
 from zfu_kernels.tiles import (
+    DECODE_TILE,
+    decode_parts,
     dot,
     head,
     keys_of,
@@ -133,6 +135,30 @@ def _backward_keys(
             dk += dot(dz.to(q.dtype), q)
     store_rows(head(dK, dk_s, b, g), dk_s[2], c0, T, dk * scale, D, BN, BD)
     store_rows(head(dV, dv_s, b, g), dv_s[2], c0, T, dv, D, BN, BD)
+
+
+@triton.jit
+def _decode(
+    Q, q_s, K, k_s, V, v_s, Out, Distance, distance_b, Slopes, S, K_HEADS, G: tl.constexpr, part, scale, shift, window,
+    D: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    b, kv, first = tl.program_id(0) // K_HEADS, tl.program_id(0) % K_HEADS, tl.program_id(1) * part
+    K, V = head(K, k_s, b, kv), head(V, v_s, b, kv)
+    q = load_rows(head(Q, q_s, b, kv * G), q_s[1], 0, G, D, BG, BD)
+    h = kv * G + tl.arange(0, BG)[:, None]
+    slope = 0.0
+    if Slopes is not None:
+        slope = tl.load(Slopes + h, mask=h < kv * G + G, other=0.0)
+    acc = tl.zeros([BG, BD], tl.float32)
+    for c0 in tl.range(first, tl.minimum(first + part, S), BN):
+        k, v = load_rows(K, k_s[2], c0, S, D, BN, BD), load_rows(V, v_s[2], c0, S, D, BN, BD)
+        n = c0 + tl.arange(0, BN)[None, :]
+        distance = tl.load(Distance + b * distance_b + n, mask=n < S, other=-1)
+        z = dot(q, tl.trans(k)) * scale + (slope * distance.to(tl.float32) + shift)
+        A = 1.0 / (1.0 + tl.exp2(z * -1.4426950408889634))
+        acc += dot(tl.where((distance >= 0) & (distance < window), A, 0.0).to(v.dtype), v)
+    rows = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * G
+    store_rows(Out, D, rows, rows + G, acc, D, BG, BD)
 
 
 def _common(q: torch.Tensor, k: torch.Tensor, shift: float, window: int) -> tuple:
@@ -274,3 +300,33 @@ def sliding_window_attention_triton(
     starts, ends = document_bounds(document)
     window = T if window is None else min(window, T)
     return sigmoid_window(q_BHTD, k_BHTD, v_BHTD, slopes, starts, ends, window, float(sigmoid_bias))
+
+
+@torch.library.custom_op("zfu::sigmoid_window_decode", mutates_args=())
+def decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    distance: torch.Tensor,
+    slopes: torch.Tensor | None,
+    window: int,
+    shift: float,
+) -> torch.Tensor:
+    """One query per row ``[B, H, D]`` against slots ``[B, Hkv, S, D]`` at integer ``distance [B, S]``."""
+    if reason := refuse(q):
+        raise ValueError(reason)
+    q, k, v, distance = map(unit_columns, (q, k, v, distance))
+    (B, H, D), (_, heads, S, _) = q.shape, k.shape
+    parts, part = decode_parts(B * heads, S)
+    partial = q.new_empty(parts, B, H, D, dtype=q.dtype if parts == 1 else torch.float32)
+    _decode[B * heads, parts](
+        q, (*q.stride()[:2], 0), k, k.stride()[:3], v, v.stride()[:3], partial, distance, distance.stride(0), slopes,
+        S, heads, H // heads, part, 1.0 / math.sqrt(D), shift, window,
+        D=D, BD=padded(D), BG=padded(H // heads), BN=DECODE_TILE,
+    )  # fmt: skip
+    return partial[0] if parts == 1 else partial.sum(0).to(q.dtype)
+
+
+@decode.register_fake
+def _(q, k, v, distance, slopes, window, shift):
+    return q.new_empty(q.shape)
