@@ -97,14 +97,18 @@ class LazyAttention(DecoderAttention):
             document=this.shared.document,
         )
 
-    def weigh(self, q_BHTD, k_BHSD, this: Pass) -> torch.Tensor:
-        """Eq. 4 and 5 for keys at any distance; i counts the keys that are seen."""
+    def logits(self, q_BHTD: torch.Tensor, k_BHSD: torch.Tensor, distance_TS: torch.Tensor) -> torch.Tensor:
+        """Eq. 4 for keys at any distance, ``[B, H, T, S]``, at least fp32."""
         dtype = torch.promote_types(q_BHTD.dtype, torch.float32)
         z_BHTS = q_BHTD.to(dtype) @ k_BHSD.to(dtype).transpose(-2, -1) / math.sqrt(self.D)
-        if self.distance_bias is not None:
-            z_BHTS = z_BHTS + distance_bias(self.distance_bias.to(dtype), this.distance_TS)
+        if self.distance_bias is None:
+            return z_BHTS
+        return z_BHTS + distance_bias(self.distance_bias.to(dtype), distance_TS)
+
+    def weigh(self, q_BHTD, k_BHSD, this: Pass) -> torch.Tensor:
+        """Eq. 5 for keys at any distance; i counts the keys that are seen."""
         return normalise(
-            z_BHTS,
+            self.logits(q_BHTD, k_BHSD, this.distance_TS),
             this.shared.seen,
             normaliser=self.config.normaliser,
             tau=self.tau,
