@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from scipy.optimize import brentq
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from zfu_lib.data.text import Corpus
 from zfu_lib.experiments.swat import CORPORA, MICRO_BATCH_TOKENS, pair_loss
 from zfu_lib.lm.evaluate import loss_by_position
 from zfu_lib.lm.train import TrainConfig, TrainLog, random_slices, train
+from zfu_lib.report import paths
 from zfu_lib.report.profiles import Cost, Download, Profile
 from zfu_lib.report.statistics import Interval, over_seeds, proportion
 
@@ -190,7 +192,7 @@ class Lab:
         self.asked = profile
         self.corpus: Corpus = CORPORA[profile.corpus]()
         self.start_token = self.corpus.vocabulary
-        self._trained: dict[tuple[str, int], tuple[LazyForCausalLM, TrainLog, np.ndarray]] = {}
+        self._trained: dict[tuple[str, int], tuple[LazyForCausalLM, History]] = {}
 
     def description(self) -> str:
         """What will be trained, on what, and how far that is from what the profile asks for on a GPU."""
@@ -253,19 +255,22 @@ class Lab:
             micro_batch=micro if micro < batch else 0,
         )
 
-    def _train(self, name: str, seed: int) -> tuple[LazyForCausalLM, TrainLog, np.ndarray]:
+    def _train(self, name: str, seed: int) -> tuple[LazyForCausalLM, History]:
         if (name, seed) not in self._trained:
             arm, config, model = ARMS[name], self._schedule(seed), self.build(name, seed)
-            offsets: list[np.ndarray] = []
+            history, few = History([], [], []), self.sample(arm.start, texts=4)
 
             def remember(step: int, log: TrainLog) -> None:
-                if len(offsets) * config.steps <= step * 20 or step == config.steps - 1:
-                    offsets.append(_offsets(model))
+                due = len(history.step) * config.steps <= step * 20 or step == config.steps - 1
+                if arm.normaliser == "elastic" and due:
+                    history.step.append(step)
+                    history.tau.append([layer.attention.tau.tolist() for layer in model.model.layers])
+                    history.mass.append(layer_mass(model, few))
 
             groups = model.parameter_groups(config.weight_decay, lr_scale=arm.lr_scale, freeze_after=arm.freeze_after)
             batches = self._batches(seed, arm.start, config.batch_size)
-            log = train(model, batches, config, device=self.device, groups=groups, on_step=remember)
-            self._trained[name, seed] = model.eval(), log, np.array(offsets)
+            train(model, batches, config, device=self.device, groups=groups, on_step=remember)
+            self._trained[name, seed] = model.eval(), history
         return self._trained[name, seed]
 
     def trained(self, name: str, seed: int) -> LazyForCausalLM:
@@ -277,9 +282,10 @@ class Lab:
         for seed in range(self.profile.seeds):
             yield self.trained(name, seed)
 
-    def offsets(self, name: str) -> np.ndarray:
-        """tau over training: [seeds, about 21 moments, layers, heads]."""
-        return np.array([self._train(name, seed)[2] for seed in range(self.profile.seeds)])
+    def history(self, name: str) -> History:
+        """What an elastic arm looked like during training: arrays with the seeds first."""
+        found = [self._train(name, seed)[1] for seed in range(self.profile.seeds)]
+        return History(found[0].step, *(np.array([getattr(h, field) for h in found]) for field in ("tau", "mass")))
 
     def text(self, length: int, start: int = 1) -> np.ndarray:
         """Held-out text in pieces of ``length`` tokens, the fixed token in its place: int64 [pieces, length]."""
@@ -441,9 +447,20 @@ class Lab:
         return model.eval()
 
 
-def _offsets(model: LazyForCausalLM) -> np.ndarray:
-    found = [layer.attention.tau for layer in model.model.layers]
-    return np.array([[np.nan] if tau is None else tau.detach().cpu().numpy() for tau in found])
+class History(NamedTuple):
+    """About 21 moments of training: ``step``; ``tau`` [moments, layers, heads]; ``mass`` [moments, layers], mean sums
+    of the rows' weights."""
+
+    step: list[int]
+    tau: Sequence
+    mass: Sequence
+
+
+@torch.no_grad()
+def layer_mass(model: LazyForCausalLM, tokens_BT: Tensor) -> list[float]:
+    """Mean sum of the weights of each layer's rows, second half of the texts."""
+    weights = model(tokens_BT, output_attentions=True).attentions
+    return [float(A[..., A.shape[-1] // 2 :, :].sum(-1).mean()) for A in weights]
 
 
 # Questions asked at each length.
@@ -725,6 +742,12 @@ def cost_ratios(length: int = 1024, repeats: int = 9) -> dict[str, np.ndarray]:
     return {name: np.array(found) for name, found in ratios.items()}
 
 
+def drift(mass: np.ndarray) -> np.ndarray:
+    """Largest relative change of a layer's mass over the second half of training, from [seeds, moments, layers]."""
+    half = mass[:, mass.shape[1] // 2]
+    return (np.abs(mass[:, -1] - half) / half).max(axis=-1)
+
+
 def probe_table(probed: dict[str, list[Probe]]) -> dict[str, tuple[Interval, ...]]:
     """One row of intervals over seeds per arm, one cell per field of :class:`Probe`."""
     return {label: tuple(over_seeds(column) for column in zip(*found, strict=True)) for label, found in probed.items()}
@@ -733,6 +756,11 @@ def probe_table(probed: dict[str, list[Probe]]) -> dict[str, tuple[Interval, ...
 def field(probes: Sequence[Probe], name: str) -> np.ndarray:
     """One field of several probes: [seeds]."""
     return np.array([getattr(found, name) for found in probes])
+
+
+def quoted() -> dict:
+    """Numbers as the paper's sources print them (``book/quoted/lazy_attention.yml``)."""
+    return yaml.safe_load((paths.root() / "book" / "quoted" / "lazy_attention.yml").read_text(encoding="utf-8"))
 
 
 def accuracy(recalls: Sequence[Recall], kind: str = "present") -> dict[str, list[float]]:
