@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from zfu_lib.attention.lazy import NORMALISERS
+from zfu_lib.attention.lazy_attention import NORMALISERS
 from zfu_lib.attention.lazy_model import LazyConfig, LazyForCausalLM
 from zfu_lib.lm.train import TrainConfig, train
 

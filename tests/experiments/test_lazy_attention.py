@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zfu_lib.attention import lazy as method
+from zfu_lib.attention import lazy_attention as method
 from zfu_lib.experiments import lazy_attention as lazy
 from zfu_lib.report import claims, statistics, verdicts
 

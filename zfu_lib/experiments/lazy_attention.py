@@ -20,7 +20,7 @@ import yaml
 from scipy.optimize import brentq
 from torch import Tensor
 
-from zfu_lib.attention import lazy as method
+from zfu_lib.attention import lazy_attention as method
 from zfu_lib.attention.lazy_model import LazyConfig, LazyForCausalLM
 from zfu_lib.data import needle, triggers
 from zfu_lib.data.text import Corpus
@@ -77,7 +77,7 @@ FULL = replace(
     profile="full",
     cost=Cost(
         machine="one GPU with 24 GB",
-        minutes=40,
+        minutes=25,
         memory_gb=8,
         gpu_memory_gb=20,
         data=("gutenberg_books", "wikitext2", "tinyshakespeare"),
@@ -87,7 +87,7 @@ FULL = replace(
     width=384,
     heads=8,
     length=512,
-    tokens=12_000_000,
+    tokens=6_000_000,
     batch_tokens=32_768,
     learning_rate=1e-3,
     evaluation_tokens=262_144,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from zfu_lib.attention import lazy
+from zfu_lib.attention import lazy_attention as lazy
 
 rows = st.integers(0, 2**16).map(lambda seed: np.random.default_rng(seed).normal(size=(4, 23)) * (seed % 7 + 0.2))
 
