@@ -262,6 +262,19 @@ def test_the_same_bits_every_time():
         assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_documents_are_as_good_as_apart(backend):
+    lengths = (1, 30, 9)
+    q, k, v = draw(2, 2, sum(lengths), 4, kv_heads=1)
+    document = torch.repeat_interleave(torch.tensor([7, 3, 7]), torch.tensor(lengths)).expand(2, -1)
+    slopes = torch.tensor([-0.5, 0.5], dtype=torch.float64)
+    options = {"window": 6, "slopes": slopes, "backend": backend}
+    packed = sliding_window_attention(q, k, v, document=document, **options)
+    pieces = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+    apart = torch.cat([sliding_window_attention(*piece, **options) for piece in pieces], dim=2)
+    torch.testing.assert_close(packed, apart)
+
+
 @pytest.mark.parametrize("T", [40, 300])
 def test_parts_of_larger_tensors(T):
     """Slices and transposed layouts, forward and backward: what a batch element or a fused projection hands over."""
@@ -342,6 +355,8 @@ good = {"q": (1, 4, 8, 2), "k": (1, 2, 8, 2), "v": (1, 2, 8, 2)}
         ({}, {"slopes": [0.0] * 4}, "slopes"),
         ({}, {"slopes": torch.zeros(4, dtype=torch.int64)}, "slopes"),
         ({}, {"activation": "relu"}, "relu"),
+        ({}, {"document": torch.zeros(1, 9, dtype=torch.int64)}, "document"),
+        ({}, {"document": torch.zeros(1, 8)}, "document must hold integers"),
         ({}, {"backend": "cuda"}, "cuda"),
     ],
 )

@@ -16,7 +16,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from zfu_kernels.band import Plan, Step, bmm_into, distance_tile, view
-from zfu_kernels.elastic_softmax.reference import distance_bias, document_starts
+from zfu_kernels.documents import each_document
+from zfu_kernels.elastic_softmax.reference import distance_bias
 
 
 def _plan(q_GTD: torch.Tensor, bias_HW: torch.Tensor, window: int, *, backward: bool) -> Plan:
@@ -150,7 +151,8 @@ def elastic_softmax_attention_banded(
         ``[B, H, T, D]`` in the dtype of ``q_BHTD``.
     """
     if document is not None:
-        return _each_document(q_BHTD, k_BHTD, v_BHTD, document, bias=bias, tau=tau, window=window)
+        options = {"bias": bias, "tau": tau, "window": window}
+        return each_document(elastic_softmax_attention_banded, q_BHTD, k_BHTD, v_BHTD, document, **options)
     B, H, T, D = q_BHTD.shape
     window = T if window is None else min(window, T)
     dtype = q_BHTD.dtype if q_BHTD.dtype in (torch.float32, torch.float64) else torch.float32
@@ -159,19 +161,3 @@ def elastic_softmax_attention_banded(
     q_GTD, k_GTD, v_GTD = (x.to(dtype).reshape(B * H, T, D).contiguous() for x in (q_BHTD, k_BHTD, v_BHTD))
     o_GTD = _BandedElastic.apply(q_GTD, k_GTD, v_GTD, bias, tau, window)
     return o_GTD.view(B, H, T, D).to(q_BHTD.dtype)
-
-
-def _each_document(q_BHTD, k_BHTD, v_BHTD, document_BT: torch.Tensor, **options) -> torch.Tensor:
-    start_BT = document_starts(document_BT)
-    T = document_BT.shape[1]
-    rows = []
-    for b, start_T in enumerate(start_BT):
-        begins = [*start_T.unique().tolist(), T]
-        pieces = [
-            elastic_softmax_attention_banded(
-                *(x[b : b + 1, :, first:stop] for x in (q_BHTD, k_BHTD, v_BHTD)), **options
-            )
-            for first, stop in zip(begins, begins[1:], strict=False)
-        ]
-        rows.append(torch.cat(pieces, dim=2))
-    return torch.cat(rows)

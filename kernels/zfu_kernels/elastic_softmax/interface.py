@@ -6,13 +6,22 @@ from collections.abc import Callable
 
 import torch
 
-from zfu_kernels.checks import check_per_head, check_qkv, check_window
+from zfu_kernels.checks import check_bias, check_document, check_per_head, check_qkv, check_window, runs_on_gpu
 from zfu_kernels.elastic_softmax.banded import elastic_softmax_attention_banded
 from zfu_kernels.elastic_softmax.reference import elastic_softmax_attention_reference
+
+
+def _on_gpu(*tensors: torch.Tensor, **options) -> torch.Tensor:
+    # Triton exists on Linux only, and takes a third of a second to import.
+    from zfu_kernels.elastic_softmax.triton import elastic_softmax_attention_triton
+
+    return elastic_softmax_attention_triton(*tensors, **options)
+
 
 BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
     "reference": elastic_softmax_attention_reference,
     "banded": elastic_softmax_attention_banded,
+    "triton": _on_gpu,
 }
 
 
@@ -43,7 +52,8 @@ def elastic_softmax_attention(
             paper: i is then min(i, window).
         document: integers ``[B, T]`` for packed documents; a new one begins wherever the number changes. Nothing
             is seen across, and distances and i count inside.
-        backend: ``"reference"`` dense, O(T^2); ``"banded"`` O(T * window), document by document; ``"auto"`` chooses by
+        backend: ``"reference"`` dense, O(T^2); ``"banded"`` O(T * window), document by document; ``"triton"`` O(T *
+            window) for GPUs, up to D = 256, not in fp64; ``"auto"`` takes ``"triton"`` where it can and else chooses by
             size.
 
     Gradients reach q, k, v and, where they require one, bias and tau.
@@ -54,20 +64,22 @@ def elastic_softmax_attention(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit together, an empty dimension, ``window`` below 1, a bias
             that is not ``[H, W]``, a tau that is not ``[H]``, documents that are not integers ``[B, T]``, an unknown
-            backend.
+            backend, tensors that the backend cannot take.
     """
     _check(q_BHTD, k_BHTD, v_BHTD, bias, tau, window, document, backend)
-    B, H, T, _ = q_BHTD.shape
-    group = H // k_BHTD.shape[1]
-    if group > 1:
-        k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
     if backend == "auto":
-        backend = _choose_backend(B, H, T, document)
+        backend = _choose_backend(q_BHTD, document)
+    group = q_BHTD.shape[1] // k_BHTD.shape[1]
+    if group > 1 and backend != "triton":
+        k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
     return BACKENDS[backend](q_BHTD, k_BHTD, v_BHTD, bias=bias, tau=tau, window=window, document=document)
 
 
-def _choose_backend(B: int, H: int, T: int, document: torch.Tensor | None) -> str:
+def _choose_backend(q_BHTD: torch.Tensor, document: torch.Tensor | None) -> str:
     """The band costs a few calls per chunk and saves work per weight; of packed documents it takes one at a time."""
+    if runs_on_gpu(q_BHTD):
+        return "triton"
+    B, H, T, _ = q_BHTD.shape
     large = B * H * T * T >= 1 << 17 if document is None else H * T * T >= 1 << 22
     return "banded" if large else "reference"
 
@@ -75,19 +87,9 @@ def _choose_backend(B: int, H: int, T: int, document: torch.Tensor | None) -> st
 def _check(q, k, v, bias, tau, window, document, backend) -> None:
     check_qkv(q, k, v)
     check_window(window)
-    B, H, T, _ = q.shape
+    H = q.shape[1]
     check_per_head("tau", tau, H, q.device)
-    if bias is not None:
-        if not isinstance(bias, torch.Tensor) or bias.ndim != 2 or bias.shape[0] != H or not bias.shape[1]:
-            got = tuple(bias.shape) if isinstance(bias, torch.Tensor) else type(bias).__name__
-            raise ValueError(f"bias must be a tensor [query heads, distances], here ({H}, W) with W >= 1; got {got}")
-        if not bias.is_floating_point() or bias.device != q.device:
-            raise ValueError(f"bias must be floating point on {q.device}, got {bias.dtype} on {bias.device}")
-    if document is not None:
-        if not isinstance(document, torch.Tensor) or tuple(document.shape) != (B, T):
-            got = tuple(document.shape) if isinstance(document, torch.Tensor) else type(document).__name__
-            raise ValueError(f"document must be a tensor with one integer per position, shape ({B}, {T}); got {got}")
-        if document.is_floating_point() or document.is_complex() or document.device != q.device:
-            raise ValueError(f"document must hold integers on {q.device}, got {document.dtype} on {document.device}")
+    check_bias(bias, H, q.device)
+    check_document(document, q)
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose one of auto, {', '.join(BACKENDS)}")

@@ -10,14 +10,7 @@ import math
 
 import torch
 
-
-def document_starts(document_BT: torch.Tensor) -> torch.Tensor:
-    """Where the document of each position begins, int64 ``[B, T]``: one begins at 0 and wherever the number changes."""
-    T = document_BT.shape[1]
-    position_T = torch.arange(T, device=document_BT.device)
-    begins_BT = torch.ones_like(document_BT, dtype=torch.bool)
-    begins_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
-    return (position_T * begins_BT).cummax(1).values
+from zfu_kernels.documents import document_starts
 
 
 def distance_bias(bias_HW: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:

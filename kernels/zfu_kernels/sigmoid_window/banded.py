@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from zfu_kernels import band
 from zfu_kernels.band import Plan, Step, bmm_into, distance_tile, view
+from zfu_kernels.documents import each_document
 
 
 def _build_tile(slopes: torch.Tensor, bias: float, window: int, rows: int, keys: int, copies: int) -> torch.Tensor:
@@ -104,8 +105,10 @@ def sliding_window_attention_banded(
     slopes: torch.Tensor | None = None,
     activation: str = "sigmoid",
     sigmoid_bias: float = 0.0,
+    document: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """o_m = sum over the window of A_mn v_n (Eq. 5); arguments as :func:`~.reference.attention_weights`.
+    """o_m = sum over the window of A_mn v_n (Eq. 5); arguments as :func:`~.reference.attention_weights`. Documents are
+    computed one by one.
 
     Half precision is computed in fp32 and rounded once, at the end. Gradients reach q, k, v and, if it requires one,
     slopes; there is no second derivative. A NaN or an infinite product taints every row of the tile that holds it,
@@ -114,6 +117,9 @@ def sliding_window_attention_banded(
     Returns:
         ``[B, H, T, D]`` in the dtype of ``q_BHTD``.
     """
+    if document is not None:
+        options = {"window": window, "slopes": slopes, "activation": activation, "sigmoid_bias": sigmoid_bias}
+        return each_document(sliding_window_attention_banded, q_BHTD, k_BHTD, v_BHTD, document, **options)
     B, H, T, D = q_BHTD.shape
     window = T if window is None else min(window, T)
     dtype = q_BHTD.dtype if q_BHTD.dtype in (torch.float32, torch.float64) else torch.float32
