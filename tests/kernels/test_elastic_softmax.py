@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zfu_kernels import band
 from zfu_kernels.elastic_softmax import attention_weights, elastic_softmax_attention
 
 TAUS = (-1.2, -1.0, -0.3, 0.0, 0.2)
@@ -163,3 +164,117 @@ def test_bad_input_is_refused_with_its_reason(shapes, options, says):
     q, k, v = (torch.zeros(shape) for shape in (good | shapes).values())
     with pytest.raises(ValueError, match=says):
         elastic_softmax_attention(q, k, v, **options)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 16, 33, 70, 130, 200]),
+    st.sampled_from([None, 1, 2, 16, 17, 40, 64, 300]),
+    st.sampled_from([1, 5, 64, 300]),
+    st.sampled_from(TAUS),
+    st.sampled_from([1 << 8, 1 << 12, 1 << 18]),
+)
+def test_banded_gradients_equal_the_references(B, T, window, table, tau, buffer):
+    """Small buffers force every way of cutting a call into steps: few heads, few chunks, a remainder of either."""
+    q, k, v = draw(B, 4, T, 3, kv_heads=2, grad=True, seed=T)
+    bias = draw_bias(4, table, grad=True)
+    taus = (tau + torch.linspace(-0.1, 0.1, 4, dtype=torch.float64)).requires_grad_()
+    wanted, grads = (q, k, v, bias, taus), {}
+    for backend in BACKENDS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(band, "BUFFER_ELEMENTS", buffer)
+            out = elastic_softmax_attention(q, k, v, bias=bias, tau=taus, window=window, backend=backend)
+            grads[backend] = torch.autograd.grad((out * torch.linspace(-1, 1, T)[:, None]).sum(), wanted)
+    for ours, theirs in zip(grads["banded"], grads["reference"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("T", "window"), [(5, 2), (19, None), (4, 9)])
+def test_gradcheck(backend, T, window):
+    q, k, v = draw(1, 2, T, 2, grad=True)
+    bias, tau = draw_bias(2, 3, grad=True), torch.tensor([-0.8, 0.1], dtype=torch.float64, requires_grad=True)
+
+    def call(q, k, v, bias, tau):
+        return elastic_softmax_attention(q, k, v, bias=bias, tau=tau, window=window, backend=backend)
+
+    assert torch.autograd.gradcheck(call, (q, k, v, bias, tau), fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tau", [-1.0, 0.3])
+def test_the_future_the_window_and_other_documents_do_not_leak(backend, tau):
+    """To the last bit, also with an offset that would lift hidden keys above zero."""
+    T, window, changed, next_document = 90, 20, 33, 45
+    q, k, v = draw(2, 2, T, 8, dtype=torch.float32)
+    document = (torch.arange(T) >= next_document).long().expand(2, -1)
+    options = {"tau": torch.full((2,), tau), "window": window, "document": document, "backend": backend}
+    before = elastic_softmax_attention(q, k, v, **options)
+    k[:, :, changed] += 1
+    v[:, :, changed] += 1
+    rows = (elastic_softmax_attention(q, k, v, **options) != before).any(-1).all(1).all(0)
+    assert rows.nonzero().flatten().tolist() == list(range(changed, next_document))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_uniform_rows_abstain_and_the_first_token_outputs_nothing(backend):
+    """At tau = -1 the offset takes exactly what uniform attention gives; i starts anew in every document."""
+    q, k, v = draw(1, 1, 64, 4)
+    document = torch.arange(64)[None] // 16
+    minus_one = torch.tensor([-1.0], dtype=torch.float64)
+    options = {"tau": minus_one, "document": document, "backend": backend}
+    assert (elastic_softmax_attention(0 * q, k, v, **options).abs() < 1e-15).all()
+    assert (elastic_softmax_attention(q, k, v, **options)[0, 0, ::16] == 0).all()
+    later = elastic_softmax_attention(q, k, v, **options)[0, 0, 1::16]
+    assert (later != 0).any(-1).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 1.0), (torch.float32, 1e4), (torch.bfloat16, 1.0), (torch.bfloat16, 1e4), (torch.float16, 1.0)],
+)
+def test_error_at_most_twice_that_of_eager_torch(dtype, scale):
+    q, k, v = draw(2, 2, 200, 16, dtype=dtype, scale=scale)
+    options = {"bias": draw_bias(2, 50, torch.float32), "tau": torch.tensor([-1.0, -0.3])}
+    wide = {name: x.double() for name, x in options.items()}
+    truth = elastic_softmax_attention(q.double(), k.double(), v.double(), backend="reference", **wide)
+    eager = elastic_softmax_attention(q, k, v, backend="reference", **options)
+    ours = elastic_softmax_attention(q, k, v, backend="banded", **options)
+    assert ours.dtype == dtype
+    tiny = torch.finfo(dtype).eps * truth.abs().max()
+    assert (ours - truth).abs().max() <= 2 * (eager - truth).abs().max() + tiny
+
+
+def test_the_same_bits_every_time():
+    q, k, v = draw(2, 2, 150, 8, dtype=torch.float32, grad=True)
+    bias, tau = draw_bias(2, 40, torch.float32, grad=True), torch.full((2,), -0.9, requires_grad=True)
+
+    def run():
+        out = elastic_softmax_attention(q, k, v, bias=bias, tau=tau, backend="banded")
+        return (out, *torch.autograd.grad(out.square().sum(), (q, k, v, bias, tau)))
+
+    first = run()
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_never_passes_as_finite(backend, which):
+    T, window, bad = 80, 10, 37
+    tensors = draw(1, 1, T, 4, dtype=torch.float32)
+    tensors[which][:, :, bad] = math.nan
+    out = elastic_softmax_attention(*tensors, tau=torch.tensor([-1.0]), window=window, backend=backend)
+    assert not any(out[0, 0, m].isfinite().any() for m in ([bad] if which == 0 else range(bad, bad + window)))
+
+
+def test_auto_takes_the_dense_form_for_small_inputs_only(monkeypatch):
+    from zfu_kernels.elastic_softmax import interface
+
+    called = []
+    for name in BACKENDS:
+        monkeypatch.setitem(interface.BACKENDS, name, lambda q, k, v, name=name, **_: called.append(name))
+    elastic_softmax_attention(*draw(1, 1, 8, 4))
+    elastic_softmax_attention(*draw(1, 4, 1024, 4))
+    assert called == ["reference", "banded"]

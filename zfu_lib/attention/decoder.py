@@ -134,10 +134,7 @@ class DecoderAttention(nn.Module):
 
     def forward(self, x_BTE: torch.Tensor, this: Pass) -> tuple[torch.Tensor, torch.Tensor | None]:
         B, T, _ = x_BTE.shape
-        qk, v = self.qkv_proj(x_BTE).view(B, T, -1, self.D).split([self.H + self.K, self.K], dim=2)
-        if this.table is not None:
-            qk = rotate(qk, this.table)
-        q_BHTD, k_BKTD, v_BKTD = (x.transpose(1, 2) for x in (*qk.split([self.H, self.K], dim=2), v))
+        q_BHTD, k_BKTD, v_BKTD = self.project(x_BTE, this.table)
 
         if this.cache is not None:
             if this.append:
@@ -157,6 +154,15 @@ class DecoderAttention(nn.Module):
             weights = self.weigh(q_BHTD, k_BKTD, this).to(v_BKTD.dtype)
             o_BHTD = weights @ v_BKTD
         return self.o_proj(o_BHTD.transpose(1, 2).reshape(B, T, self.H * self.D)), weights
+
+    def project(self, x_BTE: torch.Tensor, table: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Queries ``[B, H, T, D]``, keys and values ``[B, K, T, D]``, the first two rotated."""
+        B, T, _ = x_BTE.shape
+        qk, v = self.qkv_proj(x_BTE).view(B, T, -1, self.D).split([self.H + self.K, self.K], dim=2)
+        if table is not None:
+            qk = rotate(qk, table)
+        q, k, v = (x.transpose(1, 2) for x in (*qk.split([self.H, self.K], dim=2), v))
+        return q, k, v
 
     def attend(self, q_BHTD, k_BKTD, v_BKTD, this: Pass) -> torch.Tensor:
         """The output ``[B, H, T, D]`` for as many keys as queries and no padding."""

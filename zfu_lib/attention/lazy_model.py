@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from zfu_lib.attention.decoder import DecoderAttention, DecoderConfig, DecoderForCausalLM, DecoderModel, Pass
-from zfu_lib.attention.lazy import NORMALISERS, distance_bias, elastic_softmax_attention, normalise
+from zfu_lib.attention.lazy_attention import NORMALISERS, distance_bias, elastic_softmax_attention, normalise
 from zfu_lib.attention.ops import document_starts
 
 
@@ -25,7 +25,7 @@ class LazyConfig(DecoderConfig):
     :class:`~zfu_lib.attention.decoder.DecoderConfig`.
 
     Args:
-        normaliser: ``"elastic"`` (Eq. 5) or a key of :data:`~zfu_lib.attention.lazy.NORMALISERS`.
+        normaliser: ``"elastic"`` (Eq. 5) or a key of :data:`~zfu_lib.attention.lazy_attention.NORMALISERS`.
         bias_length: distances of the learned bias (Eq. 4), 0 beyond; 0 for no bias. 512 in the public configuration.
         tau_init: offset at the start, of every head.
         tau_form: ``"free"`` learns tau itself; ``"magnitude"`` learns theta with tau = -|theta|, which can never add
@@ -97,14 +97,18 @@ class LazyAttention(DecoderAttention):
             document=this.shared.document,
         )
 
-    def weigh(self, q_BHTD, k_BHSD, this: Pass) -> torch.Tensor:
-        """Eq. 4 and 5 for keys at any distance; i counts the keys that are seen."""
+    def logits(self, q_BHTD: torch.Tensor, k_BHSD: torch.Tensor, distance_TS: torch.Tensor) -> torch.Tensor:
+        """Eq. 4 for keys at any distance, ``[B, H, T, S]``, at least fp32."""
         dtype = torch.promote_types(q_BHTD.dtype, torch.float32)
         z_BHTS = q_BHTD.to(dtype) @ k_BHSD.to(dtype).transpose(-2, -1) / math.sqrt(self.D)
-        if self.distance_bias is not None:
-            z_BHTS = z_BHTS + distance_bias(self.distance_bias.to(dtype), this.distance_TS)
+        if self.distance_bias is None:
+            return z_BHTS
+        return z_BHTS + distance_bias(self.distance_bias.to(dtype), distance_TS)
+
+    def weigh(self, q_BHTD, k_BHSD, this: Pass) -> torch.Tensor:
+        """Eq. 5 for keys at any distance; i counts the keys that are seen."""
         return normalise(
-            z_BHTS,
+            self.logits(q_BHTD, k_BHSD, this.distance_TS),
             this.shared.seen,
             normaliser=self.config.normaliser,
             tau=self.tau,

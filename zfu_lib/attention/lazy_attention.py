@@ -98,8 +98,8 @@ def softpick(z: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
 def _threshold(z: torch.Tensor, power: int) -> torch.Tensor:
     """The t of sum ReLU(z - t)^power = 1 in every row, exactly, from sorted scores. power is 1 or 2."""
     ranked = z.sort(-1, descending=True).values
-    # Scores that are not seen sort last; below any possible threshold they are out of the support.
-    ranked = torch.where(ranked == -math.inf, ranked[..., :1] - 2, ranked)
+    # The threshold is at most 1 below the top; what lies far below it, or is not seen, may as well lie 2 below.
+    ranked = torch.maximum(ranked, ranked[..., :1] - 2)
     k = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
     mean = ranked.cumsum(-1) / k
     if power == 1:
