@@ -343,8 +343,15 @@ class Frozen:
         return found
 
     @torch.no_grad()
-    def state(self, day: int) -> Evolved:
-        """State on the eve of ``day`` in evaluation mode; float16 in memory, which halves the cache."""
+    def state(self, day: int, *, noisy: bool = False) -> Evolved:
+        """State on the eve of ``day``, in evaluation mode; kept as float16, which halves the memory.
+
+        Args:
+            noisy: with the encoder's dropout and never remembered, as released code does (quirk Q5).
+        """
+        if noisy:
+            self.model.train()
+            return self.model.evolve(self.history(day), day)
         if day not in self._states:
             self.model.eval()
             state = self.model.evolve(self.history(day), day)

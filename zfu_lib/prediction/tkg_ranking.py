@@ -239,9 +239,7 @@ def evaluate(
         def score(block: slice, day: int = day, s: Tensor = subject, r: Tensor = relation) -> Tensor:
             return scorer.score(day, s[block], r[block])
 
-        found = ranks_in_blocks(
-            score, answer, graph.num_entities, rows, entities, ties=ties, budget_bytes=budget_bytes
-        )
+        found = ranks_in_blocks(score, answer, graph.num_entities, rows, entities, ties=ties, budget_bytes=budget_bytes)
         for place, rank_B in zip((raw, filtered), found):
             place.append(rank_B.cpu().numpy().reshape(2, -1).T)
     return Ranking(facts, np.concatenate(raw), np.concatenate(filtered), ties)
