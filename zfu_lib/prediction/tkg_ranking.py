@@ -24,8 +24,10 @@ from zfu_lib.prediction.tkg import TemporalGraph
 Ties = Literal["mean", "optimistic", "pessimistic", "sorted"]
 TIES = ("mean", "optimistic", "pessimistic", "sorted")
 BUDGET_BYTES = 64 << 20
-# Scores in double precision and two comparisons of one byte each.
-BYTES_PER_SCORE = 10
+# A score in double precision and a comparison in single.
+BYTES_PER_SCORE = 12
+# Scores compared at once on a CPU, so that the comparison is summed from its cache.
+COMPARED = 1 << 18
 
 
 class RankingError(ValueError):
@@ -101,12 +103,20 @@ def ranks(
         scores_BN = scores_BN.index_put((true_rows, true_entities), scores_BN.new_tensor(-torch.inf))
         order_BN = scores_BN.argsort(dim=1, descending=True)
         return raw_B.double() + 1, (order_BN == answer_B[:, None]).long().argmax(1).double() + 1
-    above_B = (scores_BN > own_B1).sum(1)
-    equal_B = (scores_BN == own_B1).sum(1) - 1
+    above_B, equal_B = _count(torch.gt, scores_BN, own_B1), _count(torch.eq, scores_BN, own_B1) - 1
     weight = {"mean": 0.5, "optimistic": 0.0, "pessimistic": 1.0}[ties]
-    raw_B = 1 + above_B + weight * equal_B.double()
+    raw_B = 1 + above_B + weight * equal_B
     fewer_B = filtered_out(others_P > limit_P) + weight * filtered_out(others_P == limit_P).double()
     return raw_B, raw_B - fewer_B
+
+
+def _count(compare: Callable[..., Tensor], scores_BN: Tensor, own_B1: Tensor) -> Tensor:
+    """How many scores of a row compare so with the row's own: float64 [B]. Ones are added in float32, exact for fewer
+    than 2^24 entities and several times faster than adding booleans."""
+    rows = max(1, len(scores_BN) if scores_BN.is_cuda else COMPARED // scores_BN.shape[1])
+    ones = torch.empty(rows, scores_BN.shape[1], device=scores_BN.device)
+    pieces = zip(scores_BN.split(rows), own_B1.split(rows))
+    return torch.cat([compare(y, own, out=ones[: len(y)]).sum(1) for y, own in pieces]).double()
 
 
 def ranks_in_blocks(
@@ -123,7 +133,7 @@ def ranks_in_blocks(
 
     Args:
         score: scores [b, N] of a slice of the queries.
-        budget_bytes: what scores and comparisons may take together, at 10 bytes for each score; one row is always
+        budget_bytes: what scores and comparisons may take together, at 12 bytes for each score; one row is always
             computed.
 
     Raises:
