@@ -45,12 +45,14 @@ class MsrProfile(Profile):
     """What the chapter trains.
 
     ``users``, ``items``, ``rows``, ``test_rows``: of a generated world. ``dim`` of a field's vector, ``text`` of a
-    text vector after PCA (0: as the encoder gives it). ``rates``: learning rates to choose from by validation rows of
-    the first split of real logs; generated worlds take :data:`RATES`. ``strengths``: the dial. ``thresholds``: least
-    number of training rows of a user who gets a text. ``channels``, ``held_out``, ``channel_rows``: scenarios of the
-    world with many, how many of them are never trained on, and its rows. ``logs``: real logs, with ``log_seeds``
-    splits, read at most ``log_epochs`` times; ``minilm``: with an arm that encodes the prompts by MiniLM. ``encoder`` of their texts, ``reader``: the causal language model, ``tiny`` (trained here in
-    ``reader_steps``) or a hub id.
+    text vector after PCA (0: as the encoder gives it). ``strengths``: the dial. ``thresholds``: least number of
+    training rows of a user who gets a text. ``channels``, ``held_out``, ``channel_rows``: scenarios of the world with
+    many, how many of them are never trained on, and its rows. ``reader``: the causal language model, ``tiny``
+    (trained here in ``reader_steps``) or a hub id.
+
+    ``logs``: real logs, with ``log_seeds`` splits, read at most ``log_epochs`` times. ``rates``: learning rates to
+    choose from by validation rows of the first split (generated worlds take :data:`RATES`). ``encoder`` of their
+    texts; ``minilm``: with an arm that encodes the prompts by MiniLM.
     """
 
     users: int
@@ -337,8 +339,8 @@ class Lab:
         )
         if p != asked:
             text += (
-                f" Scaled down for a CPU: {p.seeds} of {asked.seeds} seeds, {p.channel_rows:,} of {asked.channel_rows:,} "
-                f"rows in the world with many scenarios; on real logs {p.log_seeds} of {asked.log_seeds} splits, "
+                f" Scaled down for a CPU: {p.seeds} of {asked.seeds} seeds, {p.channel_rows:,} of "
+                f"{asked.channel_rows:,} rows in the world with many scenarios; on real logs {p.log_seeds} of {asked.log_seeds} splits, "
                 f"{p.log_epochs} of {asked.log_epochs} epochs, one learning rate ({p.rates[0]:g}) instead of a search "
                 "among three for each arm, and no MiniLM arm. Data and models are those of the profile."
             )
