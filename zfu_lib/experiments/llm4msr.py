@@ -340,9 +340,10 @@ class Lab:
         if p != asked:
             text += (
                 f" Scaled down for a CPU: {p.seeds} of {asked.seeds} seeds, {p.channel_rows:,} of "
-                f"{asked.channel_rows:,} rows in the world with many scenarios; on real logs {p.log_seeds} of {asked.log_seeds} splits, "
-                f"{p.log_epochs} of {asked.log_epochs} epochs, one learning rate ({p.rates[0]:g}) instead of a search "
-                "among three for each arm, and no MiniLM arm. Data and models are those of the profile."
+                f"{asked.channel_rows:,} rows in the world with many scenarios; on real logs {p.log_seeds} of "
+                f"{asked.log_seeds} splits, {p.log_epochs} of {asked.log_epochs} epochs, one learning rate "
+                f"({p.rates[0]:g}) instead of a search among three for each arm, and no MiniLM arm. Data and models "
+                "are those of the profile."
             )
         return text
 
