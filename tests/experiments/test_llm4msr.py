@@ -206,7 +206,9 @@ def test_an_epoch_is_plain_adam_on_the_rows_in_order(lab):
 def test_fit_keeps_its_best_epoch_and_says_when_it_diverges(lab):
     done = lab.outcome("world", "full", 0)
     task = lab.task("world", 0)
-    score = ctr.scores(done.model, task.validation).mean_auc
+    held = task.validation
+    chance = ctr.predict(done.model, ctr.resident(held))
+    score = ctr_metrics.evaluate(held.label, chance, held.ids[:, 0], held.scenario, 4).mean_auc
     assert score == pytest.approx(max(done.fit.validation))
     assert done.fit.best == int(np.argmax(done.fit.validation))
     model = lab.build(llm4msr.ARMS["bare"], task, lab.vectors("world", 0, 1.0, "own"), 0)

@@ -30,12 +30,11 @@ class FitConfig:
 
 
 class Fit(NamedTuple):
-    """What training did: validation score of each epoch, the best one's number, seconds of CPU, rows read."""
+    """What training did: validation score of each epoch, the best one's number, seconds of CPU."""
 
     validation: list[float]
     best: int
     seconds: float
-    rows: int
 
 
 class Resident(NamedTuple):
@@ -86,14 +85,6 @@ def predict(model: nn.Module, data: Resident, batch: int = 16_384) -> np.ndarray
     return torch.cat(parts).double().sigmoid().cpu().numpy()
 
 
-def scores(model: nn.Module, log: Log) -> ctr_metrics.Scores:
-    """Metrics of a model on a log, overall and by scenario."""
-    device = str(next(model.parameters()).device)
-    return ctr_metrics.evaluate(
-        log.label, predict(model, resident(log, device)), log.ids[:, 0], log.scenario, len(log.scenarios)
-    )
-
-
 def fit(model: nn.Module, train: Log, validation: Log, config: FitConfig) -> Fit:
     """Train ``model`` in place and leave it at its best epoch.
 
@@ -118,4 +109,4 @@ def fit(model: nn.Module, train: Log, validation: Log, config: FitConfig) -> Fit
         elif number - best[1] >= config.patience:
             break
     model.load_state_dict(best[2])
-    return Fit(found, best[1], time.process_time() - began, len(found) * len(train))
+    return Fit(found, best[1], time.process_time() - began)
