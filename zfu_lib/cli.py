@@ -301,7 +301,8 @@ def data_verify(
     else:
         for name, files in plain.items():
             wrong = {path: state for path, state in files.items() if state != "ok"}
-            _say(f"{name}: {'ok' if not wrong else ', '.join(f'{path} {state}' for path, state in wrong.items())}")
+            fine = "ok" if files else "no file on record"
+            _say(f"{name}: {', '.join(f'{path} {state}' for path, state in wrong.items()) or fine}")
     # Without names the question is whether what is here is right; not everybody has every data set.
     bad = {state for files in plain.values() for state in files.values()} - {"ok"} - (set() if names else {"missing"})
     if bad:
@@ -566,6 +567,8 @@ def _data_state(name: str) -> str:
     from zfu_lib.data import catalogue
 
     states = catalogue.verify(name)
+    if not states:
+        return "not here and cannot be fetched"
     missing = [path for path, state in states.items() if state == "missing"]
     if damaged := [f"{path} has the {state}" for path, state in states.items() if state not in ("ok", "missing")]:
         return "; ".join(damaged)
