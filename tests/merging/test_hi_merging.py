@@ -335,5 +335,10 @@ def test_what_does_not_fit_is_refused() -> None:
         hi.hi_merge({"w": BASE["model.norm"]}, [{"w": A["model.norm"]}], lambda m, x: 0.0)
     with pytest.raises(ValueError, match="ps and ss"):
         hi.hi_merge(BASE, [A], SCORE, ps=())
-    with pytest.raises(ValueError, match="partial 'both'"):
-        hi.hi_merge(BASE, [A, B], SCORE, partial="both")
+    for option in ("consensus", "partial", "again", "survivor", "scope"):
+        with pytest.raises(ValueError, match=f"{option} 'other': one of "):
+            hi.hi_merge(BASE, [A, B], SCORE, **{option: "other"})
+    with pytest.raises(ValueError, match="remeasure_every -1"):
+        hi.hi_merge(BASE, [A, B], SCORE, remeasure_every=-1)
+    with pytest.raises(ValueError, match="whole survivor"):
+        hi.hi_merge(BASE, [A, B], SCORE, weights=[1.0, 0.0], survivor="whole")

@@ -34,6 +34,8 @@ from zfu_lib.merging.methods import Consensus, Scope, Tensors, add_deltas, delta
 Block = tuple[str, int]
 Score = Callable[[int, Tensors], float]
 Partial = Literal["dominant", "weakened"]
+Again = Literal["current", "raw"]
+Survivor = Literal["weighted", "whole"]
 Case = Literal["severe", "partial", "mutual"]
 
 GRID = tuple(i / 10 for i in range(10, 0, -1))
@@ -102,8 +104,8 @@ def hi_merge(
     scope: Scope = "tensor",
     consensus: Consensus = "none",
     partial: Partial = "dominant",
-    again: Literal["current", "raw"] = "current",
-    survivor: Literal["weighted", "whole"] = "weighted",
+    again: Again = "current",
+    survivor: Survivor = "weighted",
     remeasure_every: int = 0,
 ) -> Merge:
     """Both stages.
@@ -115,11 +117,12 @@ def hi_merge(
         ps, ss: what stage 1 tries.
 
     Returns:
-        The merge. It took ``M |ps| |ss|`` evaluations of ``score`` for stage 1 and ``4 L M + 3 M`` for stage 2.
+        The merge. It took ``M |ps| |ss|`` evaluations of ``score`` for stage 1 and ``4 L M + 3 M`` for stage 2, more
+            with ``remeasure_every``.
 
     Raises:
-        ValueError: no expert, names or shapes that differ, weights that are not one for each, or a score that is not
-            finite.
+        ValueError: no expert or no block, names or shapes that differ, weights that are not one for each, an option
+            that does not exist, or a score that is not finite.
     """
     count = 0
 
@@ -135,8 +138,15 @@ def hi_merge(
         raise ValueError(f"{len(weights)} weights for {len(experts)} experts" if experts else "no experts to merge")
     if not len(ps) or not len(ss):
         raise ValueError("stage 1 needs at least one value in ps and ss each")
-    if partial not in (known := get_args(Partial)):
-        raise ValueError(f"partial {partial!r}: one of {', '.join(known)}")
+    given = {"consensus": consensus, "partial": partial, "again": again, "survivor": survivor}
+    for option, kind in zip(given, (Consensus, Partial, Again, Survivor)):
+        if given[option] not in get_args(kind):
+            raise ValueError(f"{option} {given[option]!r}: one of {', '.join(get_args(kind))}")
+    if remeasure_every < 0 or (survivor == "whole" and 0 in weights):
+        raise ValueError(
+            f"remeasure_every {remeasure_every}, weights {weights}: the first must be 0 or more, and the "
+            "weight of a whole survivor must not be 0"
+        )
     if not blocks(base):
         raise ValueError(f"no blocks: no name such as model.layers.3.* among {', '.join(names(base)[:3])}")
     raw = [deltas(base, expert) for expert in experts]
