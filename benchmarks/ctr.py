@@ -5,10 +5,11 @@
 One CPU thread, 20 fields of 10,000 values, width 16, three scenarios, SharedBottom [128, 64], batches of 4,096. Ours:
 one embedding table, the log as resident tensors, rows grouped by scenario, one fused optimiser step. The peers train
 the same network: ``rows`` fetches every row from a pandas frame, column by column, and collates in Python, as the
-scripts of Scenario-Wise-Rec do when they hand its loader a frame; ``numpy`` does the same from a dictionary of arrays. Both have a table per field, run every tower on
-every row, and use Adam as it comes. torch-rechub, where it is installed, brings its own SharedBottom and loader.
+scripts of Scenario-Wise-Rec do when they hand its loader a frame; ``numpy`` does so from a dictionary of arrays. Both
+have a table per field, run every tower on every row, and use Adam as it comes. torch-rechub, where it is installed,
+brings its own SharedBottom and loader.
 
-Seconds are CPU time of one pass over the same rows. The peers see fewer rows where they are slow; rates are compared.
+Rates are rows per second of CPU time. The peers see fewer rows where they are slow.
 """
 
 from __future__ import annotations
