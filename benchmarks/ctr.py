@@ -4,11 +4,12 @@
 
 One CPU thread, 20 fields of 10,000 values, width 16, three scenarios, SharedBottom [128, 64], batches of 4,096. Ours:
 one embedding table, the log as resident tensors, rows grouped by scenario, one fused optimiser step. The peers train
-the same network: ``rows`` fetches every row from a pandas frame and collates in Python, as the scripts of
-multi-scenario benchmarks do; ``numpy`` does the same from arrays. Both have a table per field, run every tower on
-every row, and use Adam as it comes. torch-rechub, where it is installed, brings its own SharedBottom and loader.
+the same network: ``rows`` fetches every row from a pandas frame, column by column, and collates in Python, as the
+scripts of Scenario-Wise-Rec do when they hand its loader a frame; ``numpy`` does so from a dictionary of arrays. Both
+have a table per field, run every tower on every row, and use Adam as it comes. torch-rechub, where it is installed,
+brings its own SharedBottom and loader.
 
-Seconds are CPU time of one pass over the same rows. The peers see fewer rows where they are slow; rates are compared.
+Rates are rows per second of CPU time. The peers see fewer rows where they are slow.
 """
 
 from __future__ import annotations
@@ -80,9 +81,13 @@ class Peer(nn.Module):
 
 
 class Rows(Dataset):
-    """One row at a time, as a dictionary."""
+    """One row at a time, as a dictionary.
 
-    def __init__(self, x: dict, y: object) -> None:
+    Args:
+        x: columns by name: a dictionary of arrays, or a frame, whose ``items`` makes every column anew for every row.
+    """
+
+    def __init__(self, x: dict | pd.DataFrame, y: object) -> None:
         self.x, self.y = x, y
 
     def __getitem__(self, index: int) -> tuple[dict, object]:
@@ -156,8 +161,7 @@ def main() -> int:
         report.add(f"ours over {name}", "ours", name, ours_rate, their_rate, target, unit="rows / CPU s")
 
     def frame(part: ctr.Resident) -> None:
-        table = pd.DataFrame(columns(part))
-        train_peer(Peer(ours(3)), Rows(dict(table.items()), pd.Series(part.y_N.numpy())))
+        train_peer(Peer(ours(3)), Rows(pd.DataFrame(columns(part)), pd.Series(part.y_N.numpy())))
 
     def arrays(part: ctr.Resident) -> None:
         train_peer(Peer(ours(3)), Rows(columns(part), part.y_N.numpy()))
