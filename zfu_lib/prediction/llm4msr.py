@@ -6,10 +6,12 @@ hierarchical meta networks turn these vectors into the weights and biases of *me
 any multi-scenario backbone, the scenario's parallel to it; everything but the language model is trained end to end.
 How exactly is not confirmed, so every open choice is a field of :class:`Choices` with a name.
 
-Step 1, offline:   h_s, h_u in R^H                                  :func:`scenario_prompt`, :func:`user_prompt`
-Step 2, training:  z = ReLU(P h), W = A z + a, b = B z + β            :class:`MetaNetwork`
-                   e' = e + metalayers_u(e)                          :class:`LLM4MSR`
-                   logit = backbone(e', s) + λ w · metalayers_s(e')
+Step 1, offline (:func:`scenario_prompt`, :func:`user_prompt`): h_s, h_u in R^H. Step 2, training
+(:class:`MetaNetwork`, :class:`LLM4MSR`)::
+
+    z = ReLU(P h),  W = A z + a,  b = B z + β
+    e' = e + metalayers_u(e)
+    logit = backbone(e', s) + λ w · metalayers_s(e')
 
 Shape letters: B rows, D width of the embedded features e, H width of a text vector, R width of its code z, S scenarios,
 U users, K texts, I and O inputs and outputs of a layer.
