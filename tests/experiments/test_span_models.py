@@ -9,7 +9,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from zfu_lib.experiments import corruption
-from zfu_lib.experiments.span_models import Crf, Lexicon, Lora, Tagger, add_lora, gazetteer_marks, merge_lora
+from zfu_lib.experiments.span_models import Crf, Lexicon, Tagger, adapter, add_lora, gazetteer_marks, use_adapter
 from zfu_lib.experiments.sricl import generated
 from zfu_lib.lm.encoder import TextEncoder
 from zfu_lib.lm.protocol import GenRequest
@@ -82,21 +82,22 @@ def test_a_frozen_encoder_is_read_once(encoder, monkeypatch):
     assert Tagger(encoder, TRAIN, steps=300, seed=0, frozen=2, states=kept).predict(TEST) == tagger.predict(TEST)
 
 
-def test_lora_is_its_formula_and_merges():
+def test_lora_is_its_formula_and_can_be_exchanged():
     torch.manual_seed(0)
     model = nn.ModuleDict({"q_proj": nn.Linear(6, 4), "other": nn.Linear(6, 4)})
     x, old = torch.randn(3, 6), model["q_proj"](torch.eye(6))
-    added = add_lora(model, rank=2, alpha=8, dropout=0.0)
-    assert len(added) == 1
-    assert isinstance(model["q_proj"], Lora)
+    layers = add_lora(model, rank=2, alpha=8, dropout=0.0)
+    assert len(layers) == 1
     assert torch.allclose(model["q_proj"](torch.eye(6)), old), "zero at the start"
-    nn.init.normal_(added[0].b)
-    expected = x @ added[0].base.weight.T + added[0].base.bias + 4 * x @ (added[0].b @ added[0].a).T
+    nn.init.normal_(layers[0].b)
+    expected = x @ layers[0].base.weight.T + layers[0].base.bias + 4 * x @ (layers[0].b @ layers[0].a).T
     assert torch.allclose(model["q_proj"](x), expected, atol=1e-5)
-    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert trainable == ["q_proj.a", "q_proj.b"]
-    merge_lora(model)
-    assert type(model["q_proj"]) is nn.Linear
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["q_proj.a", "q_proj.b"]
+    learnt = adapter(layers)
+    use_adapter(layers, None)
+    assert torch.allclose(model["q_proj"](torch.eye(6)), old)
+    layers[0].reset()
+    use_adapter(layers, learnt)
     assert torch.allclose(model["q_proj"](x), expected, atol=1e-5)
     with pytest.raises(ValueError, match="no linear layer"):
         add_lora(nn.ModuleDict({"x": nn.Linear(2, 2)}))

@@ -183,11 +183,26 @@ def test_paper_path_in_miniature(tmp_path, monkeypatch, encoder):
     outcomes = lab.outcomes("green", 0, replace(sricl.WHOLE, retries=1))
     assert [len(o.attempts) for o in outcomes] == [2] * 4, "random weights answer nothing legal"
     assert all(len(o.context.demonstrations) == 3 for o in outcomes)
-    base, tuned = lab.model("green", 0, "none"), lab.model("green", 0, "varied")
-    a, b = base.model.state_dict(), tuned.model.state_dict()
-    changed = {name.split(".")[-2] for name in a if not torch.equal(a[name], b[name])}
-    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    layers = lab._kept["adapted",][1]
+    lab.model("green", 0, "varied")
+    assert len(layers) == 4
+    assert any(layer.b.abs().sum() > 0 for layer in layers)
+    lab.model("green", 0, "none")
+    assert all((layer.b == 0).all() for layer in layers), "the base again"
     assert lab.f1(Arm(retries=0)).tolist() == [0.0, 0.0]
+
+
+def test_chat_batches_learn_the_answer_only():
+    tokenizer = byte_tokenizer()
+    schedule = sricl.TrainConfig(2, 2, 20, 1e-3, warmup=0)
+    recipe = sricl.Recipe("x", "", {}, schedule, lambda n, seed, progress: [("ask", "yes"), ("a", "no")], None, 0)
+    inputs, targets = sricl.chat_batches(recipe, tokenizer)(0)
+    assert inputs.shape == targets.shape == (2, 6)
+    learnt = [[int(x) for x in row if x != sricl.IGNORED] for row in targets]
+    assert learnt == [[*b"yes", 257], [*b"no", 257]]
+    assert inputs[0].tolist() == [*b"askyes"]
+    with pytest.raises(ValueError, match="7 tokens, more than context = 5"):
+        sricl.chat_batches(replace(recipe, train=replace(schedule, seq_len=5)), tokenizer)(0)
 
 
 def test_a_row_becomes_a_sentence():

@@ -302,32 +302,36 @@ class Lora(nn.Module):
     """A linear layer with a low-rank addition: W x + (alpha / rank) B A x, W frozen, B zero at the start.
 
     Args:
-        rank, alpha, dropout: of the addition (Hu et al., arXiv 2106.09685).
+        rank, alpha, dropout: of the addition (Hu et al., arXiv 2106.09685). A and B are float32 whatever W is.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        place = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.a = nn.Parameter(torch.randn(rank, base.in_features, **place) / math.sqrt(base.in_features))
-        self.b = nn.Parameter(torch.zeros(base.out_features, rank, **place))
+        self.a = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
+        self.b = nn.Parameter(torch.empty(base.out_features, rank, device=base.weight.device))
         self.scale, self.dropout = alpha / rank, nn.Dropout(dropout)
+        self.reset()
+
+    def reset(self) -> None:
+        """A drawn anew, B zero: the layer computes what it did without the addition."""
+        nn.init.normal_(self.a, std=1 / math.sqrt(self.base.in_features))
+        nn.init.zeros_(self.b)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
-        return self.base(x) + self.scale * (self.dropout(x) @ self.a.T) @ self.b.T
-
-    def merged(self) -> nn.Linear:
-        """The plain layer that computes the same."""
-        with torch.no_grad():
-            self.base.weight += self.scale * self.b @ self.a
-        return self.base
+        added = (self.dropout(x).to(self.a.dtype) @ self.a.T) @ self.b.T
+        return self.base(x) + (self.scale * added).to(x.dtype)
 
 
 def add_lora(
-    model: nn.Module, *, rank: int = 16, alpha: float = 32, dropout: float = 0.05,
+    model: nn.Module,
+    *,
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.05,
     names: Collection[str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
-) -> list[Lora]:  # fmt: skip
+) -> list[Lora]:
     """Freeze a model and put a :class:`Lora` into every linear layer of those names; returns them.
 
     Raises:
@@ -345,9 +349,20 @@ def add_lora(
     return added
 
 
-def merge_lora(model: nn.Module) -> None:
-    """Fold every :class:`Lora` of a model into its layer."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Lora):
-                setattr(parent, name, child.merged())
+Adapter = list[tuple[Tensor, Tensor]]
+
+
+def adapter(layers: Sequence[Lora]) -> Adapter:
+    """What has been learnt: A and B of every layer, on the CPU."""
+    return [(layer.a.detach().cpu().clone(), layer.b.detach().cpu().clone()) for layer in layers]
+
+
+def use_adapter(layers: Sequence[Lora], learnt: Adapter | None) -> None:
+    """Put A and B into the layers; None: the model as it was without any."""
+    with torch.no_grad():
+        for layer, (a, b) in zip(layers, learnt or [(None, None)] * len(layers), strict=True):
+            if a is None:
+                layer.b.zero_()
+            else:
+                layer.a.copy_(a)
+                layer.b.copy_(b)

@@ -18,20 +18,30 @@ import numpy as np
 import torch
 import yaml
 from sklearn.linear_model import LogisticRegression
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from zfu_lib.data import catalogue
 from zfu_lib.data import skills as corpora
 from zfu_lib.data.worlds import jobads
 from zfu_lib.experiments import corruption
-from zfu_lib.experiments.span_models import Crf, Lexicon, Spans, Tagger, add_lora, merge_lora
+from zfu_lib.experiments.span_models import (
+    Adapter,
+    Crf,
+    Lexicon,
+    Lora,
+    Spans,
+    Tagger,
+    adapter,
+    add_lora,
+    use_adapter,
+)
 from zfu_lib.lm import encoder as encoders
 from zfu_lib.lm.hf import TransformersLM
 from zfu_lib.lm.protocol import LanguageModel, Ledger, Message
 from zfu_lib.lm.recipes import make
 from zfu_lib.lm.recipes.base import Example, Recipe
 from zfu_lib.lm.tokenizer import word_tokenizer
-from zfu_lib.lm.train import TrainConfig, train
+from zfu_lib.lm.train import IGNORED, BatchFn, TrainConfig, train
 from zfu_lib.report import paths
 from zfu_lib.report.profiles import Cost, Download, Profile
 from zfu_lib.report.record import DataUsed
@@ -114,8 +124,8 @@ PAPER = replace(
     FULL,
     profile="paper",
     cost=Cost(
-        machine="one H200: fine-tuning and decoding on three corpora, 3 seeds, arithmetic at 40% utilisation",
-        minutes=2_900,
+        machine="one H200: 27 adapters of 1,500 steps, 12 decodings of three test sets, arithmetic at 40% use",
+        minutes=900,
         memory_gb=64,
         gpu_memory_gb=80,
         disk_gb=35,
@@ -325,10 +335,39 @@ class Lab:
     # The language model.
 
     def model(self, corpus: str, seed: int, sft: str, share: float = 1.0) -> LanguageModel:
-        """The base, or the base after fine-tuning."""
+        """The base, or the base after fine-tuning.
+
+        With LoRA there is one model whose adapter is exchanged: use it before asking for another.
+        """
+        if self.profile.lora:
+            base, layers = self._once(("adapted",), self._with_layers)
+            key = ("adapter", corpus, seed, sft, share)
+            made = sft != "none" and self._once(key, lambda: self._adapter(base, layers, corpus, seed, sft, share))
+            use_adapter(layers, made or None)
+            return base
+        base = self._once(("model",), self._base)
         if sft == "none":
-            return self._once(("model",), self._base)
-        return self._once(("model", corpus, seed, sft, share), lambda: self._tuned(corpus, seed, sft, share))
+            return base
+
+        def tuned() -> LanguageModel:
+            model = copy.deepcopy(base.model)
+            self._tune(model, base, corpus, seed, sft, share)
+            return TransformersLM(model, base.tokenizer, name=f"{self.profile.base} after SFT ({sft})")
+
+        return self._once(("model", corpus, seed, sft, share), tuned)
+
+    def _with_layers(self) -> tuple[TransformersLM, list[Lora]]:
+        base = self._base()
+        return base, add_lora(base.model)
+
+    def _adapter(
+        self, base: TransformersLM, layers: list[Lora], corpus: str, seed: int, sft: str, share: float
+    ) -> Adapter:
+        torch.manual_seed(seed)
+        for layer in layers:
+            layer.reset()
+        self._tune(base.model, base, corpus, seed, sft, share)
+        return adapter(layers)
 
     def _base(self) -> LanguageModel:
         if self.profile.base == "copyist":
@@ -368,13 +407,14 @@ class Lab:
         )  # fmt: skip
         return [Context(a.demonstrations, b.definitions) for a, b in zip(demos, known, strict=True)]
 
-    def _tuned(self, corpus: str, seed: int, sft: str, share: float) -> LanguageModel:
+    def _tune(
+        self, model: torch.nn.Module, base: TransformersLM, corpus: str, seed: int, sft: str, share: float
+    ) -> None:
         """Supervised fine-tuning with span balancing, on the answers only (section 3.4)."""
         p, task = self.profile, prompts.TASKS[corpus]
         train_set = self.sample(corpus, seed).train
         n = max(8, round(share * len(train_set)))
         contexts = self.contexts(corpus, seed, replace(WHOLE, demos="dense"), of="train") if sft == "varied" else None
-        base = self.model(corpus, seed, "none")
         config = self.config(WHOLE)
 
         def examples(count: int, draw: int, progress: float) -> list[Example]:
@@ -388,20 +428,16 @@ class Lab:
                 found.append((_as_text(base, turns, p.style), answer))
             return found
 
-        model = copy.deepcopy(base.model)
-        if p.lora:
-            add_lora(model)
         schedule = TrainConfig(
             p.sft_steps, p.sft_batch, p.context, p.sft_rate, warmup=max(1, p.sft_steps // 10),
             weight_decay=0.01, seed=seed, dtype="auto", micro_batch=1 if p.lora else 0,
         )  # fmt: skip
         recipe = Recipe(f"{corpus}-{sft}", "", {}, schedule, examples, lambda *_: [], 0, committed=False)
-        log = train(model, make.batches(recipe, base.tokenizer), schedule, device=self.device)
+        made = chat_batches if p.style == "chat" else make.batches
+        log = train(model, made(recipe, base.tokenizer), schedule, device=self.device)
         if log.diverged:
             raise ValueError(f"fine-tuning {corpus} {sft} diverged at step {len(log.loss)}")
-        if p.lora:
-            merge_lora(model)
-        return TransformersLM(model.eval(), base.tokenizer, name=f"{p.base} after SFT ({sft})")
+        model.eval()
 
     def outcomes(self, corpus: str, seed: int, arm: Arm, **changes: object) -> list[Outcome]:
         """What the pipeline makes of every test sentence; ``changes`` are fields of its configuration."""
@@ -603,6 +639,31 @@ def _as_text(base: TransformersLM, turns: Sequence, style: str) -> str:
         return turns[0].content
     plain = [{"role": turn.role, "content": turn.content} for turn in turns]
     return base.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+
+
+def chat_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> BatchFn:
+    """The batch of each step, int64 [batch_size, T] twice; a chat template brings its own beginning of the text.
+
+    Raises:
+        ValueError: an example longer than the recipe's ``seq_len``.
+    """
+    t = recipe.train
+
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = []
+        for read_part, written in recipe.examples(t.batch_size, t.seed * 1_000_003 + step, step / t.steps):
+            a, b = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (read_part, written))
+            if len(a) + len(b) > t.seq_len:
+                raise ValueError(f"an example has {len(a) + len(b) + 1} tokens, more than context = {t.seq_len}")
+            rows.append(([*a, *b, tokenizer.eos_token_id], len(a)))
+        ids = torch.full((len(rows), max(len(row) for row, _ in rows)), tokenizer.pad_token_id)
+        targets = torch.full_like(ids, IGNORED)
+        for i, (row, begin) in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            targets[i, begin - 1 : len(row) - 1] = ids[i, begin : len(row)]
+        return ids[:, :-1], targets[:, :-1]
+
+    return batch
 
 
 def generated(n: int, seed: int, **options: float) -> list[Sentence]:
