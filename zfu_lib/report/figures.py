@@ -225,6 +225,24 @@ def switches(rows: Mapping[str, Sequence[bool]], *, xlabel: str) -> Plot:
     return Plot(draw, data, size=(6.4, 0.9 + 0.34 * len(rows)))
 
 
+def timeline(rows: Mapping[str, Sequence[tuple[float, str]]], *, xlabel: str) -> Plot:
+    """Events (x, kind) in named rows, first row on top; kinds differ by colour and marker."""
+    kinds = list(dict.fromkeys(kind for events in rows.values() for _, kind in events))
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for k, kind in enumerate(kinds):
+            points = [(x, i) for i, events in enumerate(rows.values()) for x, of in events if of == kind]
+            look = {"color": theme.colour(k), "marker": MARKERS[k % len(MARKERS)], "ls": "", "alpha": 0.8}
+            axes.plot(*zip(*points), label=kind, **look)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set(xlabel=xlabel)
+        if len(kinds) > 1:
+            axes.figure.legend(loc="outside upper center", ncols=len(kinds))
+
+    return Plot(draw, {k: [list(event) for event in v] for k, v in rows.items()}, size=(6.4, 1.4 + 0.34 * len(rows)))
+
+
 def graph(
     nodes: Mapping[str, tuple[float, float]],
     edges: Sequence[tuple[str, str]],

@@ -114,7 +114,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MergeRecipe:
     """A recipe that was read and checked as far as that goes without looking at the models."""
 
     method: str
@@ -141,7 +141,7 @@ class Recipe:
         return _values(METHODS[self.method].each, name, t, f" of {source.model}", *scopes)
 
 
-def read(file: Path | str) -> Recipe:
+def read(file: Path | str) -> MergeRecipe:
     """The recipe in a YAML file.
 
     Raises:
@@ -157,7 +157,7 @@ def read(file: Path | str) -> Recipe:
         raise RecipeError(f"{file}: {error}") from None
 
 
-def parse(text: str) -> Recipe:
+def parse(text: str) -> MergeRecipe:
     """The recipe in a YAML text.
 
     Raises:
@@ -190,7 +190,7 @@ def parse(text: str) -> Recipe:
     dtype = top.get("out_dtype") or top.get("dtype")
     base = _text(top["base_model"], "base_model") if top.get("base_model") is not None else None
     source = top.get("tokenizer_source")
-    recipe = Recipe(
+    recipe = MergeRecipe(
         name,
         slices,
         base,
@@ -203,7 +203,7 @@ def parse(text: str) -> Recipe:
     return recipe
 
 
-def _check_models(recipe: Recipe) -> None:
+def _check_models(recipe: MergeRecipe) -> None:
     method = METHODS[recipe.method]
     if method.base and recipe.base is None:
         raise RecipeError(f"{recipe.method} needs base_model")
