@@ -25,7 +25,7 @@ class LazyConfig(DecoderConfig):
     :class:`~zfu_lib.attention.decoder.DecoderConfig`.
 
     Args:
-        normaliser: ``"elastic"`` (Eq. 5) or a key of :data:`~zfu_lib.attention.lazy_attention.NORMALISERS`.
+        normaliser: ``"elastic"`` (Eq. 5) or a key of ``NORMALISERS`` of :mod:`zfu_lib.attention.lazy_attention`.
         bias_length: distances of the learned bias (Eq. 4), 0 beyond; 0 for no bias. 512 in the public configuration.
         tau_init: offset at the start, of every head.
         tau_form: ``"free"`` learns tau itself; ``"magnitude"`` learns theta with tau = -|theta|, which can never add

@@ -129,10 +129,12 @@ FULL_ON_CPU = {
     "width": 64,
     "heads": 4,
     "length": 64,
-    "tokens": 256_000,
+    "tokens": 128_000,
     "batch_tokens": 512,
-    "learning_rate": 5e-3,
-    "evaluation_tokens": 65_536,
+    "learning_rate": 7e-3,
+    "evaluation_tokens": 32_768,
+    "starts": (1, 9, 17),
+    "extra": ("softmax1", "entmax15", "sigmoid"),
 }
 
 
