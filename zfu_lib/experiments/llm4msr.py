@@ -583,7 +583,7 @@ class Lab:
         items, of how far their click rates lie from the mean scenario's. Each [pairs]."""
         task = self.task("channels", seed)
         world = self.world("channels", seed)
-        log, _ = world.log(400 * len(task.scenario_texts) * 10, 3)
+        log, _ = world.log(4_000 * len(task.scenario_texts), 3)
         _, scenarios, _ = self.vectors("channels", seed, 1.0, "own")
         unit = torch.nn.functional.normalize(scenarios, dim=1)
         count, items = len(task.scenario_texts), log.sizes[1]
