@@ -528,6 +528,10 @@ class Lab:
         seeds = self.seeds if seeds is None else seeds
         return np.array([self.outcome(name, arm, seed, **options).scores.mean_auc for seed in seeds])
 
+    def outcomes(self, name: str, arm: str) -> list[Outcome]:
+        """An arm of every seed of a generated task."""
+        return [self.outcome(name, arm, seed) for seed in self.seeds]
+
     def ceiling(self, name: str) -> np.ndarray:
         """Bayes-optimal AUC of a generated task, mean over its scenarios: [seeds]."""
         found = []
