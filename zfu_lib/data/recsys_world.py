@@ -40,7 +40,7 @@ PLACES = ("video feed", "search", "shop", "live streams", "news", "forum", "podc
 @dataclass(frozen=True)
 class World:
     """The truth. ``z_UT``, ``t_IT`` sum to one over topics, ``g_ST`` averages one; ``user_U`` and ``scenario_S`` are
-    the shares of impressions; ``sparse`` scenarios are those with the smallest shares."""
+    the shares of impressions; ``item_I`` and ``place_S`` the biases b_i and c_s."""
 
     seed: int
     z_UT: np.ndarray

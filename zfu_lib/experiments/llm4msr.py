@@ -528,6 +528,10 @@ class Lab:
         seeds = self.seeds if seeds is None else seeds
         return np.array([self.outcome(name, arm, seed, **options).scores.mean_auc for seed in seeds])
 
+    def outcomes(self, name: str, arm: str) -> list[Outcome]:
+        """An arm of every seed of a generated task."""
+        return [self.outcome(name, arm, seed) for seed in self.seeds]
+
     def ceiling(self, name: str) -> np.ndarray:
         """Bayes-optimal AUC of a generated task, mean over its scenarios: [seeds]."""
         found = []
@@ -583,7 +587,7 @@ class Lab:
         items, of how far their click rates lie from the mean scenario's. Each [pairs]."""
         task = self.task("channels", seed)
         world = self.world("channels", seed)
-        log, _ = world.log(400 * len(task.scenario_texts) * 10, 3)
+        log, _ = world.log(4_000 * len(task.scenario_texts), 3)
         _, scenarios, _ = self.vectors("channels", seed, 1.0, "own")
         unit = torch.nn.functional.normalize(scenarios, dim=1)
         count, items = len(task.scenario_texts), log.sizes[1]

@@ -189,7 +189,7 @@ class Cache(NamedTuple):
 
 
 class LLM4MSR(nn.Module):
-    """A backbone with meta layers generated from text (section 2.2 of our reconstruction).
+    """A backbone with meta layers generated from text.
 
     At initialisation, with the residual bottom, the model computes exactly what the bare backbone computes, except
     for ``concat``, whose wider last layer starts from other random numbers.
