@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class Plan:
     config: dict[str, Any]
     donor: Model
     verified: int
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str]
 
     @property
     def key(self) -> str:

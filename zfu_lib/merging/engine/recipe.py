@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ class Parameter:
 class Method:
     """What a method takes: parameters of the whole merge, of each model, and how many models besides the base."""
 
-    shared: Mapping[str, Parameter] = field(default_factory=dict)
-    each: Mapping[str, Parameter] = field(default_factory=dict)
+    shared: Mapping[str, Parameter]
+    each: Mapping[str, Parameter]
     base: bool = False
     models: tuple[int, float] = (1, math.inf)
     elect: bool = False
@@ -77,9 +77,9 @@ def _delta(normalize: bool, elect: bool, rescale: bool | None = None, **each: Pa
 _DENSITY = Parameter(float, 1.0)
 METHODS: dict[str, Method] = {
     "linear": Method({"normalize": Parameter(bool, True)}, {"weight": Parameter(float)}),
-    "slerp": Method({"t": Parameter(float)}, base=True, models=(1, 1)),
-    "model_stock": Method(base=True, models=(2, math.inf)),
-    "passthrough": Method(each={"scale": Parameter(float, 1.0)}, models=(1, 1)),
+    "slerp": Method({"t": Parameter(float)}, {}, base=True, models=(1, 1)),
+    "model_stock": Method({}, {}, base=True, models=(2, math.inf)),
+    "passthrough": Method({}, {"scale": Parameter(float, 1.0)}, models=(1, 1)),
     "task_arithmetic": _delta(False, False),
     "ties": _delta(True, True, False, density=_DENSITY),
     "dare_linear": _delta(False, False, True, density=_DENSITY),
