@@ -142,7 +142,7 @@ def elastic_softmax_attention_banded(
     window: int | None = None,
     document: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """o_m = sum_n w_mn v_n; arguments as :func:`~zfu_kernels.elastic_softmax.reference.attention_weights`. Documents are computed one by one.
+    """o_m = sum_n w_mn v_n; arguments as ``attention_weights`` of the reference. Documents are computed one by one.
 
     Half precision is computed in fp32 and rounded once, at the end. Gradients reach q, k, v, bias and tau; there is no
     second derivative.

@@ -459,7 +459,7 @@ def elastic_softmax_attention_triton(
     window: int | None = None,
     document: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """o_m = sum_n w_mn v_n; arguments as :func:`~zfu_kernels.elastic_softmax.reference.attention_weights`, and k and v with their Hkv heads.
+    """o_m = sum_n w_mn v_n; arguments as ``attention_weights`` of the reference, and k and v with their Hkv heads.
     Without tau this is softmax attention at its usual cost: one walk.
 
     Gradients reach q, k, v and, where they require one, bias and tau; there is no second derivative.

@@ -107,7 +107,7 @@ def sliding_window_attention_banded(
     sigmoid_bias: float = 0.0,
     document: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """o_m = sum over the window of A_mn v_n (Eq. 5); arguments as :func:`~zfu_kernels.sigmoid_window.reference.attention_weights`. Documents are
+    """o_m = sum over the window of A_mn v_n (Eq. 5); arguments as ``attention_weights`` of the reference. Documents are
     computed one by one.
 
     Half precision is computed in fp32 and rounded once, at the end. Gradients reach q, k, v and, if it requires one,

@@ -275,7 +275,7 @@ def sliding_window_attention_triton(
     sigmoid_bias: float = 0.0,
     document: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """o_m = sum over the window of A_mn v_n (Eq. 5); arguments as :func:`~zfu_kernels.sigmoid_window.reference.attention_weights`, and keys and
+    """o_m = sum over the window of A_mn v_n (Eq. 5); arguments as ``attention_weights`` of the reference, and keys and
     values with their Hkv heads. Softmax goes through the kernel of :mod:`zfu_kernels.elastic_softmax`, which has the
     row statistics that it needs.
 
