@@ -410,7 +410,7 @@ class Lab:
     def _tune(
         self, model: torch.nn.Module, base: TransformersLM, corpus: str, seed: int, sft: str, share: float
     ) -> None:
-        """Supervised fine-tuning with span balancing, on the answers only (section 3.4)."""
+        """Supervised fine-tuning with span balancing, on the answers only."""
         p, task = self.profile, prompts.TASKS[corpus]
         train_set = self.sample(corpus, seed).train
         n = max(8, round(share * len(train_set)))

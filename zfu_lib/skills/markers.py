@@ -1,4 +1,4 @@
-"""Spans as markers in the text: ``we need @@team work## and more``, written and read back (section 3.1).
+"""Spans as markers in the text: ``we need @@team work## and more``, written and read back.
 
 Reading ignores white space: positions count the characters that are not white space ("ink"), so that an answer may
 add or lose spaces around a marker.
@@ -41,7 +41,7 @@ MARKERS = Markers()
 
 
 def encode(sentence: Sentence, markers: Markers = MARKERS) -> str:
-    """enc(x, S): the text with ``open`` before and ``close`` after each span, no other change (section 3.1).
+    """enc(x, S): the text with ``open`` before and ``close`` after each span, no other change.
 
     Raises:
         SpanError: a span that begins or ends with a white-space token, or a text in which the markers could be read

@@ -174,7 +174,7 @@ def by_type(gold: Sequence[Spans], predicted: Predicted) -> dict[str, Score]:
 
 
 def denominators(gold: Sequence[Spans], predicted: Predicted) -> dict[str, Score]:
-    """The same predictions under two conventions (section 4).
+    """The same predictions under two conventions.
 
     ``all``: failures count as empty; this is the headline. ``valid only``: failed sentences are left out. The
     baseline's public code does the latter: a failed answer becomes an empty tag list, whose length differs from the

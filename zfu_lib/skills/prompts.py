@@ -69,7 +69,10 @@ TASKS = {
         Task("jobads", "a skill that is asked of the applicant", split_lists=True),
     )
 }
-"""The six corpora of the paper, and the generated job ads of this book."""
+"""The six corpora of the paper, and the generated job ads of this book.
+
+:meta hide-value:
+"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def rules(task: Task, markers: Markers) -> str:
 def ask(
     sentence: Sentence, task: Task, context: Context, markers: Markers, style: Style = "chat"
 ) -> tuple[Message, ...]:
-    """The conversation that asks for one sentence to be marked (section 3.2, step 3).
+    """The conversation that asks for one sentence to be marked.
 
     ``markers`` must be free in the sentence and the demonstrations (:meth:`~zfu_lib.skills.markers.Markers.avoiding`).
     """
@@ -138,7 +141,7 @@ def again(
 def check(
     sentence: Sentence, said: str, task: Task, context: Context, markers: Markers, mode: Literal["balanced", "high"]
 ) -> tuple[Message, ...]:
-    """The second pass: a reviewer proposes minimal changes to a legal answer (section 3.2, step 6)."""
+    """The second pass: a reviewer proposes minimal changes to a legal answer."""
     aim = {
         "balanced": "Correct wrong edges, add skills that were missed, remove spans that are no skill.",
         "high": "Remove every span that is not clearly a skill, and correct wrong edges; add nothing.",

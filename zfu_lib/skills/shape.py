@@ -1,6 +1,6 @@
 """The shape of spans: connector normalisation and span balancing.
 
-The paper names both and defines neither in the text that could be read; these are this book's readings (section 3.3).
+The paper names both and defines neither in the text that could be read; these are this book's readings.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
    asked again with that, at most R times;
 5. an optional second pass lets the model propose minimal corrections.
 
-:func:`extract` is the whole loop. The defaults are the paper's where they are known (three demonstrations, three
+:func:`extract` is the whole loop. The defaults are those of the authors' public code (three demonstrations, three
 definitions with cosine at least 0.6, two retries, temperature 0). Repairs and salvage are this book's and off.
 
 Shape letters: N annotated sentences, D width of their vectors, Q sentences asked about.
@@ -96,7 +96,7 @@ def skill_phrases(sentence: Sentence) -> str:
 
 
 def normal(text: str) -> str:
-    """A text without case, white space and digits: two ads with the same boilerplate have the same one."""
+    """A text without case, punctuation and digits: two ads with the same boilerplate have the same one."""
     return re.sub(r"[\W\d_]+", " ", text.lower()).strip()
 
 
@@ -259,7 +259,7 @@ def extract(
     known: Collection[str] = (),
     ledger: Ledger | None = None,
 ) -> list[Outcome]:
-    """Mark the skills of ``sentences`` (their own spans are not looked at): section 3.6, all sentences in one batch.
+    """Mark the skills of ``sentences`` (their own spans are not looked at), all sentences in one batch.
 
     Args:
         contexts: what was retrieved for each sentence (None: nothing); see :func:`retrieve`.
@@ -413,7 +413,7 @@ def alpaca(sentence: Sentence, task: Task, context: Context, markers: Markers = 
 
 
 def training_pair(sentence: Sentence, task: Task, context: Context, config: Config) -> tuple[tuple[Message, ...], str]:
-    """Prompt and answer of one training sentence, in the shape the model will be decoded with (section 3.4).
+    """Prompt and answer of one training sentence, in the shape the model will be decoded with.
 
     The objective is -Σ log p(y_j | prompt, y_<j) over the tokens of the answer only.
     """
@@ -424,6 +424,6 @@ def training_pair(sentence: Sentence, task: Task, context: Context, config: Conf
 
 def varied(context: Context, rng: np.random.Generator) -> Context:
     """A context with a random number of its demonstrations and definitions: an adapter that has seen every number can
-    be decoded with any (an adapter trained without any is hurt by them, section 3.4)."""
+    be decoded with any (an adapter trained without any is hurt by them)."""
     demos, known = context.demonstrations, context.definitions
     return Context(demos[len(demos) - int(rng.integers(len(demos) + 1)) :], known[: int(rng.integers(len(known) + 1))])

@@ -36,7 +36,7 @@ CODES = {
     "V7": "grounding",
 }
 FORMAT = ("V1", "V2", "V3", "V4")
-"""What counts for the rate of invalid answers (section 4)."""
+"""What counts for the rate of invalid answers."""
 
 CONNECTORS = frozenset({",", ";", "/", "&", "and", "or", "und", "oder", "et", "ou", "og", "eller"}) | set(
     "、，；和与及或"
