@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zfu_lib.lm.protocol import LanguageModel
 from zfu_lib.lm.train import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Example = tuple[str, str]
 """What is read, and what should be written after it; only the second is learnt."""
@@ -31,6 +34,7 @@ class Recipe:
     ``examples(n, seed, progress)`` draws ``n`` examples; ``progress`` runs from 0 to 1 over the training, so that a
     recipe can begin with easy ones. ``evaluate(model, n)`` judges on held-out items, ``n`` for each score.
     ``minutes`` of training on one CPU core; ``committed`` recipes have their weights in the repository.
+    ``initialise`` changes the random weights, in place and by torch's own random numbers, before training.
     """
 
     name: str
@@ -41,3 +45,4 @@ class Recipe:
     evaluate: Callable[[LanguageModel, int], list[Score]]
     minutes: float
     committed: bool = True
+    initialise: Callable[[PreTrainedModel], None] | None = None
