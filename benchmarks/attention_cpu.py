@@ -1,11 +1,12 @@
-"""Banded sliding-window attention on one CPU thread against what PyTorch offers for the same function.
+"""Banded attention on one CPU thread against what PyTorch offers for the same function, and elastic against softmax.
 
     python benchmarks/attention_cpu.py [--quick] [--check] [--json FILE]
 
 Peers: dense-mask ``F.scaled_dot_product_attention`` (the mask holds window and slopes), compiled FlexAttention, and
 eager n^2 attention for memory. fp32, B=1, H=4, D=64. The timed peers are softmax attention with this window and these
 slopes, and are first checked to equal the banded softmax. FlexAttention has no backward on CPU, and without its
-log-sum-exp there no sigmoid either.
+log-sum-exp there no sigmoid either. Elastic softmax (learned bias and offset) is timed against softmax with the same
+bias in the same band, gradients to bias and offset included.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from _timing import Report, options, paired_seconds
 
+from zfu_kernels.elastic_softmax import elastic_softmax_attention
 from zfu_kernels.sigmoid_window import sliding_window_attention
 
 B, H, D = 1, 4, 64
@@ -120,6 +122,28 @@ def growth(report: Report, n: int, window: int, pairs: int, goal) -> None:
     report.add(f"t(2n)/t(n) fwd+bwd n={n} w={window}", f"n={2 * n}", f"n={n}", *seconds, goal, at_most=True)
 
 
+def elastic_against_softmax(report: Report, n: int, window: int | None, pairs: int, goal) -> None:
+    bias, tau = torch.zeros(H, min(n, 512), requires_grad=True), torch.full((H,), -1.0, requires_grad=True)
+    options = {"bias": bias, "window": window, "backend": "banded"}
+    q, k, v = inputs(n)
+    with torch.no_grad():
+        seconds = paired_seconds(
+            lambda: elastic_softmax_attention(q, k, v, tau=tau, **options),
+            lambda: elastic_softmax_attention(q, k, v, **options),
+            pairs,
+        )
+    name = f"n={n} w={window or n}"
+    report.add(f"forward {name}", "elastic", "softmax", *seconds, goal, at_most=True)
+    q, k, v = inputs(n, grad=True)
+
+    def both(*own, **offset):
+        out = elastic_softmax_attention(q, k, v, **offset, **options)
+        torch.autograd.grad(out.sum(), (q, k, v, bias, *own))
+
+    seconds = paired_seconds(lambda: both(tau, tau=tau), both, pairs)
+    report.add(f"fwd+bwd {name}", "elastic", "softmax", *seconds, goal, at_most=True)
+
+
 def eager(q, k, v, window):
     bias = dense_bias(q.shape[2], window)
     return torch.sigmoid(q @ k.transpose(-2, -1) * D**-0.5 + bias) @ v
@@ -163,6 +187,8 @@ def main() -> int:
     for n, window in [(1024, 128)] if quick else [(8192, 512), (8192, 128)]:
         growth(report, n, window, pairs, None if quick else 2.15)
         against_flex(report, n, window, pairs, None if quick else 1.15)
+    for n, window in [(1024, None)] if quick else [(2048, None), (8192, 512), (8192, 128)]:
+        elastic_against_softmax(report, n, window, pairs, None if quick else 1.25)
     n, window = (2048, 128) if quick else (8192, 512)
     memory = [[peak_mib(which, n, window)] for which in ("eager", "banded")]
     report.add(f"peak extra memory n={n} w={window}", "eager n^2", "banded", *memory, None if quick else 9, unit="MiB")

@@ -1,6 +1,6 @@
 """``zfu merge`` against mergekit: CPU seconds and peak anonymous memory of whole processes, one thread.
 
-    python benchmarks/merging.py [--quick] [--check] [--json FILE] [--mergekit PATH]
+    python benchmarks/merging.py [--quick] [--check] [--json FILE] [--mergekit PATH] [--only PART]
 
 Two fine-tunes of a base, random bf16 weights in the shape of a 341M-parameter Llama, four shards each. The peer runs
 with ``--lazy-unpickle --out-shard-size 100M``, which keep its memory low, and neither side copies a tokenizer. Without
@@ -187,19 +187,18 @@ def in_process(report: Report, models: list[Path], work: Path, pairs: int, goal:
 
 
 def against_mergekit(
-    report: Report, mergekit: str | None, models: list[Path], work: Path, pairs: int, judged: bool
+    report: Report, mergekit: str | None, models: list[Path], work: Path, pairs: int, judged: bool, compared: list
 ) -> None:
-    for mine, peer, goal in PAIRS + MORE:
+    for mine, peer, goal in compared:
         our_file = write_recipe(work / f"{mine}.yml", mine, models[0], models[1:3])
         our_call, out = ours(our_file, work / "out"), work / "out"
-        repeats = pairs if goal else 1
         if mergekit is None:
             shutil.rmtree(out, ignore_errors=True)
             cpu, peak = child(our_call)
             report.note(f"{mine:34} ours {cpu:.2f} CPU s, {peak:.0f} MiB")
             continue
         peer_call = theirs(mergekit, write_recipe(work / f"{peer}.yml", peer, models[0], models[1:3]), out)
-        seconds, memory = alternate(peer_call, our_call, repeats, out)
+        seconds, memory = alternate(peer_call, our_call, pairs, out)
         name = mine if mine == peer else f"{mine} / their {peer}"
         report.add(name, "mergekit", "ours", *seconds, goal if judged else None)
         report.add(f"{name}: memory", "mergekit", "ours", *memory, unit="MiB anonymous")
@@ -227,7 +226,7 @@ def memory_table(report: Report, work: Path, sizes: list[int], counts: list[int]
 def main() -> int:
     parser = options(__doc__.split("\n")[0])
     parser.add_argument("--mergekit", metavar="PATH", help="the mergekit-yaml to compare with")
-    parser.add_argument("--only", help="a part: mergekit, stream or memory")
+    parser.add_argument("--only", choices=("stream", "mergekit", "more", "memory"), help="one part")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     beside = Path(sys.executable).with_name("mergekit-yaml")
@@ -241,11 +240,14 @@ def main() -> int:
         models = make_models(work / "models", layers, 2)
         if arguments.only in (None, "stream"):
             in_process(report, models, work, arguments.pairs, None if arguments.quick else 1.3)
+        judged = not arguments.quick
         if arguments.only in (None, "mergekit"):
-            against_mergekit(report, mergekit, models, work, arguments.pairs, not arguments.quick)
+            against_mergekit(report, mergekit, models, work, arguments.pairs, judged, PAIRS)
+        if arguments.only in (None, "more"):
+            against_mergekit(report, mergekit, models, work, 1, judged, MORE)
         shutil.rmtree(work / "models")
         if arguments.only in (None, "memory"):
-            memory_table(report, work, [1] if arguments.quick else [1, 8, 20], [4] if arguments.quick else [4, 8])
+            memory_table(report, work, [1] if arguments.quick else [1, 8, 20], [4] if arguments.quick else [4, 8, 16])
     return report.finish(arguments)
 
 

@@ -43,7 +43,7 @@ class Name(StrEnum):
 EPILOG = (
     "Exit codes: 0 done; 1 a run failed, a record is broken or a check of `doctor` is not met; "
     "2 wrong usage, unknown paper or parameter; 3 the run cannot be made on this machine; "
-    "4 a data set is missing or damaged; 130 interrupted."
+    "4 a data set or a model to merge is missing or damaged; 130 interrupted."
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
@@ -301,7 +301,8 @@ def data_verify(
     else:
         for name, files in plain.items():
             wrong = {path: state for path, state in files.items() if state != "ok"}
-            _say(f"{name}: {'ok' if not wrong else ', '.join(f'{path} {state}' for path, state in wrong.items())}")
+            fine = "ok" if files else "no file on record"
+            _say(f"{name}: {', '.join(f'{path} {state}' for path, state in wrong.items()) or fine}")
     # Without names the question is whether what is here is right; not everybody has every data set.
     bad = {state for files in plain.values() for state in files.values()} - {"ok"} - (set() if names else {"missing"})
     if bad:
@@ -384,7 +385,11 @@ def merge(
     seed: Annotated[int, typer.Option(help="Seed of the methods that draw random numbers.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Merge checkpoints tensor by tensor in constant memory. OUT is replaced in one step, or not at all."""
+    """Merge checkpoints piece by piece in constant memory. OUT is replaced in one step, or not at all.
+
+    Exit codes here: 2 a recipe or a folder that cannot be used; 3 no room on the disk; 4 a model that is missing,
+    damaged, or does not go with the others; 1 the disk failed. Nothing is written before all models were checked.
+    """
     from zfu_lib.merging.engine import errors, plan, recipe, run
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -412,16 +417,27 @@ def merge(
         raise Stop(Exit.CANNOT_RUN, str(error)) from None
     except errors.InputError as error:
         raise Stop(Exit.DATA, str(error)) from None
+    except errors.WriteError as error:
+        raise Stop(Exit.FAILED, str(error)) from None
 
 
 @contextlib.contextmanager
 def _merging(what: str) -> Iterator[Any]:
-    """A live line on a terminal; elsewhere nothing."""
-    if not err.is_interactive:
-        yield None
-        return
-    with err.status(what) as status:
-        yield lambda done, total, name: status.update(f"{what}: {100 * done / max(total, 1):.0f}%, {name}")
+    """A live line on a terminal; elsewhere a line every tenth."""
+    started, tenths = time.monotonic(), 0
+
+    def told(done: int, total: int, name: str) -> None:
+        nonlocal tenths
+        left = (time.monotonic() - started) * (total - done) / max(done, 1)
+        words = f"{what}: {100 * done // max(total, 1)}%, about {left:.0f} s left, {name}"
+        if status:
+            status.update(words)
+        elif 10 * done // max(total, 1) > tenths:
+            tenths = 10 * done // total
+            err.print(words, markup=False, soft_wrap=True)
+
+    with err.status(what) if err.is_interactive else contextlib.nullcontext() as status:
+        yield told
 
 
 @app.command()
@@ -551,6 +567,8 @@ def _data_state(name: str) -> str:
     from zfu_lib.data import catalogue
 
     states = catalogue.verify(name)
+    if not states:
+        return "not here and cannot be fetched"
     missing = [path for path, state in states.items() if state == "missing"]
     if damaged := [f"{path} has the {state}" for path, state in states.items() if state not in ("ok", "missing")]:
         return "; ".join(damaged)

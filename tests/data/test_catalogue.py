@@ -130,16 +130,24 @@ def test_an_unknown_name_gets_the_closest_one(machine):
         ({"sha256": "abc"}, "sha256"),
         ({"url": None}, "needs a note"),
         ({"colour": "red"}, "colour"),
+        (None, "no file at all"),
     ],
 )
 def test_a_broken_catalogue_is_refused(tmp_path, monkeypatch, change, says):
-    file = {"path": "x", "url": "https://example.org/x", "bytes": 1, "sha256": "0" * 64} | change
-    entry = {"name": "x", "description": "d", "licence": "l", "citation": "c", "files": [file]}
+    file = {"path": "x", "url": "https://example.org/x", "bytes": 1, "sha256": "0" * 64} | (change or {})
+    files = [file] if change else []
+    entry = {"name": "x", "description": "d", "licence": "l", "citation": "c", "files": files}
     place = tmp_path / "catalogue.yml"
     place.write_text(yaml.safe_dump({"datasets": [entry]}))
     monkeypatch.setattr(catalogue, "CATALOGUE", place)
     with pytest.raises(DataError, match=says):
         catalogue.names()
+
+
+def test_a_data_set_without_a_file_on_record_says_where_to_get_it():
+    assert catalogue.verify("fijo") == {}
+    with pytest.raises(DataError, match=r"fijo: Given out by its owners .*from_files"):
+        catalogue.get("fijo")
 
 
 def test_the_shipped_catalogue():

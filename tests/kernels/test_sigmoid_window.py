@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zfu_kernels.sigmoid_window import attention_weights, banded, sliding_window_attention
+from zfu_kernels import band
+from zfu_kernels.sigmoid_window import attention_weights, sliding_window_attention
 
 BACKENDS = ("reference", "banded")
 
@@ -108,7 +109,7 @@ def test_banded_gradients_equal_the_references(B, T, window, activation, buffer,
     grads = {}
     for backend in BACKENDS:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(banded, "BUFFER_ELEMENTS", buffer)
+            patch.setattr(band, "BUFFER_ELEMENTS", buffer)
             out = sliding_window_attention(
                 q, k, v, window=window, slopes=slopes, activation=activation, sigmoid_bias=-0.3, backend=backend
             )
@@ -261,6 +262,19 @@ def test_the_same_bits_every_time():
         assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_documents_are_as_good_as_apart(backend):
+    lengths = (1, 30, 9)
+    q, k, v = draw(2, 2, sum(lengths), 4, kv_heads=1)
+    document = torch.repeat_interleave(torch.tensor([7, 3, 7]), torch.tensor(lengths)).expand(2, -1)
+    slopes = torch.tensor([-0.5, 0.5], dtype=torch.float64)
+    options = {"window": 6, "slopes": slopes, "backend": backend}
+    packed = sliding_window_attention(q, k, v, document=document, **options)
+    pieces = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+    apart = torch.cat([sliding_window_attention(*piece, **options) for piece in pieces], dim=2)
+    torch.testing.assert_close(packed, apart)
+
+
 @pytest.mark.parametrize("T", [40, 300])
 def test_parts_of_larger_tensors(T):
     """Slices and transposed layouts, forward and backward: what a batch element or a fused projection hands over."""
@@ -300,11 +314,13 @@ def test_half_precision_is_rounded_once(dtype):
 def test_memory_is_linear_in_length():
     """The score buffer, the only thing that could be T x T, does not grow with T."""
 
+    from zfu_kernels.sigmoid_window import banded
+
     def buffer(T):
         q = torch.empty(4, T, 8)
-        return banded._Plan(q, torch.zeros(4), 64, 0.0, backward=False, constant=True).buffer_elements
+        return banded._plan(q, torch.zeros(4), 64, 0.0, backward=False, constant=True).buffer_elements
 
-    assert buffer(32768) == buffer(4096) <= 2 * banded.BUFFER_ELEMENTS
+    assert buffer(32768) == buffer(4096) <= 2 * band.BUFFER_ELEMENTS
 
 
 def test_auto_takes_the_dense_form_for_small_inputs_only(monkeypatch):
@@ -339,6 +355,8 @@ good = {"q": (1, 4, 8, 2), "k": (1, 2, 8, 2), "v": (1, 2, 8, 2)}
         ({}, {"slopes": [0.0] * 4}, "slopes"),
         ({}, {"slopes": torch.zeros(4, dtype=torch.int64)}, "slopes"),
         ({}, {"activation": "relu"}, "relu"),
+        ({}, {"document": torch.zeros(1, 9, dtype=torch.int64)}, "document"),
+        ({}, {"document": torch.zeros(1, 8)}, "document must hold integers"),
         ({}, {"backend": "cuda"}, "cuda"),
     ],
 )

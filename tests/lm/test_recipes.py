@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import re
 from collections import Counter
@@ -136,7 +137,7 @@ def test_a_batch_holds_the_examples_and_only_what_is_written_is_learnt(name):
 def test_no_example_is_longer_than_the_context(recipe):
     for seed, progress in ((1, 0.0), (2, 0.2), (3, 0.5), (4, 1.0)):
         texts = ["".join(example) for example in recipe.examples(600, seed, progress)]
-        assert max(len(ids) for ids in TOKENIZER(texts)["input_ids"]) <= recipe.train.seq_len
+        assert max(len(ids) for ids in word_tokenizer(recipe.words)(texts)["input_ids"]) <= recipe.train.seq_len
     assert all(r.train.seq_len <= r.architecture["max_position_embeddings"] for r in RECIPES.values())
 
 
@@ -164,7 +165,7 @@ def test_training_never_draws_from_held_out_seeds(recipe):
     assert len(set(seeds)) == -(-recipe.train.steps // make.POOL)
     assert progress[0] == 0
     assert all(0 <= p < 1 for p in progress)
-    assert max(progress) > 0.95
+    assert max(progress) >= 1 - make.POOL / recipe.train.steps
 
 
 @given(st.integers(0, 1900), st.integers(1, 100_000))
@@ -570,9 +571,11 @@ def test_a_card_names_the_recipe_that_is_in_the_code(name):
 
 
 def test_all_committed_recipes_have_their_weights():
-    if not HERE:
-        pytest.skip("no weights are committed yet")
-    assert set(HERE) == {name for name, recipe in RECIPES.items() if recipe.committed}
+    for family in recipes.FAMILIES:
+        module = importlib.import_module(f"zfu_lib.lm.recipes.{family}")
+        wanted = {recipe.name for recipe in module.RECIPES if recipe.committed}
+        assert set(HERE) & wanted in (set(), wanted), f"{family}: all of a family, or none yet"
+    assert set(HERE) <= {name for name, recipe in RECIPES.items() if recipe.committed}
 
 
 def test_weights_keep_within_their_budget():
@@ -582,12 +585,14 @@ def test_weights_keep_within_their_budget():
 
 @every_model
 def test_a_card_shows_skill(name):
-    """The gate: on one world at least, the whole interval of the step-by-step score lies above the constant answer."""
+    """The gate: on one world at least, the whole interval of the score lies above the constant answer; where a model
+    can think, of the step-by-step score."""
     scores = [score for score in tiny.card(name)["scores"] if score["chance"] is not None]
     for score in scores:
         interval = statistics.proportion(score["right"], score["n"])
         assert (score["low"], score["high"]) == pytest.approx((interval.low, interval.high))
-    assert any(score["low"] > score["chance"] for score in scores if "think" in score["name"])
+    decisive = [score for score in scores if "think" in score["name"]] or scores
+    assert any(score["low"] > score["chance"] for score in decisive)
 
 
 @pytest.mark.skipif(not {"mentor", "intern"} <= set(HERE), reason="mentor and intern are not both committed yet")

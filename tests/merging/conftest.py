@@ -102,7 +102,7 @@ def make_bench(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Benc
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tools() -> Any:
     """The functions above, for tests that need more than a bench."""
     import sys

@@ -82,7 +82,9 @@ def test_the_order_of_two_experts_does_not_matter(name: str) -> None:
 
 
 def test_the_order_of_two_models_does_not_matter_for_averages() -> None:
-    assert_same(methods.linear([A, B], SOME), methods.linear([B, A], SOME[::-1]))
+    assert_same(methods.linear([A, B], HALF), methods.linear([B, A], HALF))
+    for name, merged in methods.linear([A, B], SOME).items():
+        np.testing.assert_allclose(merged, methods.linear([B, A], SOME[::-1])[name], rtol=1e-5, atol=1e-6)
     assert_same(methods.model_stock(BASE, [A, B]), methods.model_stock(BASE, [B, A]))
     assert_same(methods.task_arithmetic(BASE, [A, B], SOME), methods.task_arithmetic(BASE, [B, A], SOME[::-1]))
 

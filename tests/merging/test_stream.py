@@ -28,6 +28,7 @@ def cases() -> dict[str, tuple[tuple[Any, ...], Any]]:
     m = methods
     found = {
         "linear": (("linear", PLAIN, {}), lambda b, x: m.linear(x, W)),
+        "linear halves": (("linear", ({"weight": 0.5},) * 2, {}), lambda b, x: m.linear(x, [0.5, 0.5])),
         "linear sum": (("linear", PLAIN, {"normalize": False}), lambda b, x: m.linear(x, W, False)),
         "task_arithmetic": (("task_arithmetic", PLAIN, {"lambda": 0.7}), lambda b, x: m.task_arithmetic(b, x, W, 0.7)),
         "model_stock": (("model_stock", ({}, {}), {}), lambda b, x: m.model_stock(b, x)),

@@ -197,3 +197,13 @@ def test_the_ledger_shows_the_verdict_first_and_three_digits(root, shown):
     assert "".join(f'<th scope="col">{head}</th>' for head in heads) in page
     assert "= −0.123 [−1,235, 0.000123]" in page
     assert '<td data-head="measured here">' in page
+
+
+def test_source_is_shown_by_name_without_importing_its_module(shown):
+    runs.show("zfu_kernels.sigmoid_window.triton:_forward")
+    (data, _), *_ = shown
+    assert "@triton.jit\ndef _forward(" in data.data
+    assert "_backward_queries" not in data.data
+    for name in ("zfu_kernels.sigmoid_window.triton:nothing", "zfu_kernels.nowhere:x"):
+        with pytest.raises(ValueError, match="to show"):
+            runs.show(name)

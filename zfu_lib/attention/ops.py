@@ -1,5 +1,17 @@
 """The bridge to ``zfu_kernels``: nothing else in the library imports it."""
 
+from zfu_kernels.documents import document_starts
+from zfu_kernels.elastic_softmax import attention_weights as elastic_attention_weights
+from zfu_kernels.elastic_softmax import elastic_softmax_attention
+from zfu_kernels.elastic_softmax.reference import distance_bias, elastic_weights
 from zfu_kernels.sigmoid_window import attention_weights, sliding_window_attention
 
-__all__ = ["attention_weights", "sliding_window_attention"]
+__all__ = [
+    "attention_weights",
+    "distance_bias",
+    "document_starts",
+    "elastic_attention_weights",
+    "elastic_softmax_attention",
+    "elastic_weights",
+    "sliding_window_attention",
+]

@@ -61,8 +61,8 @@ class File(_Strict):
 
 
 class Entry(_Strict):
-    """One data set. ``hub`` is its id on the Hugging Face hub; ``note`` says what to know before using it and why a
-    file has no URL."""
+    """One data set. ``hub`` is its id on the Hugging Face hub; ``note`` says what to know before using it, and why a
+    file has no URL or no file is listed (its owners give it out, and this book never had it to take a checksum of)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     description: str
@@ -70,18 +70,18 @@ class Entry(_Strict):
     citation: str
     hub: str | None = None
     note: str = ""
-    files: Annotated[tuple[File, ...], Field(min_length=1)]
+    files: tuple[File, ...] = ()
 
     @model_validator(mode="after")
     def _explains_what_it_lacks(self) -> Entry:
-        if any(file.url is None for file in self.files) and not self.note:
-            raise ValueError(f"{self.name}: a file without URL needs a note")
+        if (not self.files or any(file.url is None for file in self.files)) and not self.note:
+            raise ValueError(f"{self.name}: a file without URL, or no file at all, needs a note")
         return self
 
     @property
     def folder(self) -> str:
         """Folder below ``$ZFU_DATA`` that holds all files."""
-        return os.path.commonpath([str(PurePosixPath(file.path).parent) for file in self.files])
+        return os.path.commonpath([str(PurePosixPath(file.path).parent) for file in self.files]) if self.files else ""
 
     def key(self, file: File) -> str:
         """How :func:`get` calls a file: its path below :attr:`folder`."""
@@ -140,9 +140,12 @@ def get(name: str) -> dict[str, Path]:
 
     Raises:
         DataError: unknown name; a file in ``$ZFU_DATA`` with the wrong size or checksum; a file that is nowhere and
-            cannot be fetched (no URL, no connection, refused, truncated, not what the catalogue says).
+            cannot be fetched (no URL, no connection, refused, truncated, not what the catalogue says); a data set
+            of which no file is on record.
     """
     found = entry(name)
+    if not found.files:
+        raise DataError(f"{name}: {found.note}")
     return {found.key(file): _find(found, file) for file in found.files}
 
 

@@ -320,7 +320,7 @@ class Lab:
     def counting_loss(self) -> np.ndarray:
         """Held-out loss of a table of symbol pairs counted on the texts the arms were trained on: [seeds].
 
-        The least a language model must beat: p(b|a) = (count(ab) + 2 p(b)) / (count(a) + 2).
+        The least a language model must beat, see :func:`pair_loss`.
         """
         p, vocabulary = self.profile, self.corpus.vocabulary
         text = self.text().reshape(-1, 8 * p.window)
@@ -328,13 +328,8 @@ class Lab:
         for seed in range(p.seeds):
             config = self._schedule(p.tokens, 8 * p.window, seed)
             batches = random_slices(self.corpus.train, 8 * p.window, config.batch_size, seed)
-            read = torch.cat([batches(step) for step in range(min(config.steps, 4096))])
-            pairs = np.bincount(
-                (read[:, :-1] * vocabulary + read[:, 1:]).flatten().numpy(), minlength=vocabulary * vocabulary
-            ).reshape(vocabulary, vocabulary)
-            single = pairs.sum(axis=0) + 0.1
-            chance = (pairs + 2 * single / single.sum()) / (pairs.sum(axis=1, keepdims=True) + 2)
-            found.append(float(-np.log(chance[text[:, :-1], text[:, 1:]]).mean()))
+            read = torch.cat([batches(step) for step in range(min(config.steps, 4096))]).numpy()
+            found.append(pair_loss(read, text, vocabulary))
         return np.array(found)
 
     def benchmark_gap(self) -> dict[str, np.ndarray]:
@@ -480,6 +475,19 @@ class Lab:
             dtype="auto",
             micro_batch=micro if micro < batch else 0,
         )
+
+
+def pair_loss(read: np.ndarray, text: np.ndarray, vocabulary: int) -> float:
+    """Loss on ``text`` of a table of symbol pairs counted in ``read``, integers [texts, T] each, in nats.
+
+    p(b|a) = (count(ab) + 2 p(b)) / (count(a) + 2).
+    """
+    pairs = np.bincount(
+        (read[:, :-1].astype(np.int64) * vocabulary + read[:, 1:]).ravel(), minlength=vocabulary * vocabulary
+    ).reshape(vocabulary, vocabulary)
+    single = pairs.sum(axis=0) + 0.1
+    chance = (pairs + 2 * single / single.sum()) / (pairs.sum(axis=1, keepdims=True) + 2)
+    return float(-np.log(chance[text[:, :-1], text[:, 1:]]).mean())
 
 
 # Questions asked at each distance.

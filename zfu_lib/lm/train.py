@@ -146,6 +146,7 @@ def train(
     checkpoint: Path | None = None,
     until: int | None = None,
     on_step: Callable[[int, TrainLog], None] | None = None,
+    groups: list[dict[str, object]] | None = None,
 ) -> TrainLog:
     """Train ``model`` in place.
 
@@ -157,6 +158,8 @@ def train(
         checkpoint: a safetensors file. If it exists the run goes on from there; it is replaced in one step.
         until: stop after this many steps of the same run, its schedule unchanged (None: all of them).
         on_step: called after each step with its index and the log so far. Must leave the model in training mode.
+        groups: AdamW's parameter groups, where a model needs its own. Beside AdamW's keys, ``lr_scale`` multiplies the
+            scheduled rate and ``freeze_after`` is the share of the steps after which the group stays as it is.
 
     Returns:
         The log, including the steps before a resume.
@@ -172,11 +175,12 @@ def train(
         raise ValueError(f"batch_size {config.batch_size} cannot be split over {world} ranks")
     rows = slice(rank * config.batch_size // world, (rank + 1) * config.batch_size // world)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = groups or [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
+        groups,
         betas=config.betas,
         fused=device.type in ("cpu", "cuda"),
     )
@@ -232,7 +236,8 @@ def train(
                 nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
             rate = learning_rate(step, config)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                frozen = step >= group.get("freeze_after", 1.0) * config.steps
+                group["lr"] = 0.0 if frozen else rate * group.get("lr_scale", 1.0)
             optimizer.step()
             optimizer.zero_grad()
             log.loss.append(loss)

@@ -43,6 +43,8 @@ BLOCK = 1024  # elements that one partial sum covers, so that a sum does not dep
 def linear(models: Sequence[Tensors], weights: Sequence[float], normalize: bool = True) -> dict[str, Array]:
     """Weighted average ``sum(w * model) / sum(w)`` (Model Soups, arXiv 2203.05482); ``normalize=False``: the sum.
 
+    Each product is added with one rounding, like a fused multiply-add, so that nothing is lost to a cancellation.
+
     Raises:
         ValueError: names, shapes or the number of weights do not match, or the weights to divide by sum to zero.
     """
@@ -51,10 +53,13 @@ def linear(models: Sequence[Tensors], weights: Sequence[float], normalize: bool 
     total = sum_of_weights(weights) if normalize else np.float32(1)
     if total == 0:
         raise ValueError("the weights of a normalised average sum to zero")
-    return {
-        name: reduce(np.add, [_f32(m[name]) * np.float32(w) for m, w in zip(models, weights)]) / total
-        for name in names(models[0])
-    }
+    merged = {}
+    for name in names(models[0]):
+        x = _f32(models[0][name]) * np.float32(weights[0])
+        for model, weight in zip(models[1:], weights[1:]):
+            x = (x + _f32(model[name]) * np.float64(np.float32(weight))).astype(np.float32)
+        merged[name] = x / total
+    return merged
 
 
 def slerp(base: Tensors, model: Tensors, t: float, threshold: float = 0.9995) -> dict[str, Array]:

@@ -178,17 +178,26 @@ def heat(
     colour_label: str,
     title: str = "",
     top: float | None = None,
+    signed: bool = False,
+    ticks: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> Plot:
     """A matrix as colours (perceptually uniform map), row 0 on top; NaN stays empty.
 
     Args:
         top: the value of the brightest colour; where some lie above it, the colour bar ends in an arrow and says so.
+        signed: values of both signs, with a map whose middle is zero.
+        ticks: names of the columns and of the rows.
     """
     values = np.asarray(matrix, dtype=float)
     clipped = top is not None and bool((values > top).any())
 
     def draw(axes: Axes, theme: Theme) -> None:
-        image = axes.imshow(values, cmap="viridis", aspect="equal", interpolation="nearest", vmin=0, vmax=top)
+        most = top if top is not None else float(np.nanmax(np.abs(values))) if signed else None
+        look = {"cmap": "PuOr", "vmin": -most} if signed else {"cmap": "viridis", "vmin": 0}
+        image = axes.imshow(values, aspect="equal", interpolation="nearest", vmax=most, **look)
+        if ticks:
+            axes.set_xticks(range(len(ticks[0])), ticks[0])
+            axes.set_yticks(range(len(ticks[1])), ticks[1])
         axes.grid(visible=False)
         label = f"{colour_label} (arrow: above {top:g})" if clipped else colour_label
         extend = "max" if clipped else "neither"
@@ -214,6 +223,24 @@ def switches(rows: Mapping[str, Sequence[bool]], *, xlabel: str) -> Plot:
 
     data = {label: [bool(state) for state in states] for label, states in rows.items()}
     return Plot(draw, data, size=(6.4, 0.9 + 0.34 * len(rows)))
+
+
+def timeline(rows: Mapping[str, Sequence[tuple[float, str]]], *, xlabel: str) -> Plot:
+    """Events (x, kind) in named rows, first row on top; kinds differ by colour and marker."""
+    kinds = list(dict.fromkeys(kind for events in rows.values() for _, kind in events))
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for k, kind in enumerate(kinds):
+            points = [(x, i) for i, events in enumerate(rows.values()) for x, of in events if of == kind]
+            look = {"color": theme.colour(k), "marker": MARKERS[k % len(MARKERS)], "ls": "", "alpha": 0.8}
+            axes.plot(*zip(*points), label=kind, **look)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set(xlabel=xlabel)
+        if len(kinds) > 1:
+            axes.figure.legend(loc="outside upper center", ncols=len(kinds))
+
+    return Plot(draw, {k: [list(event) for event in v] for k, v in rows.items()}, size=(6.4, 1.4 + 0.34 * len(rows)))
 
 
 def graph(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import html
+import importlib.util
 import inspect
 import os
 import secrets
@@ -232,12 +233,34 @@ def show(thing: object, *, docstring: bool = False) -> None:
     """Show the source of a function or class of this book, so that a page never carries a copy of it.
 
     Args:
+        thing: the function or class, or its name ``"package.module:name"`` where the module cannot be imported on every
+            machine (a GPU kernel).
         docstring: with its docstrings, which the reference has too.
+
+    Raises:
+        ValueError: no such module, or no such name in it.
     """
-    module = inspect.getmodule(thing).__name__
-    source = textwrap.dedent(inspect.getsource(thing)).rstrip()
+    if isinstance(thing, str):
+        module, source = _source_of(thing)
+    else:
+        module = inspect.getmodule(thing).__name__
+        source = textwrap.dedent(inspect.getsource(thing)).rstrip()
     source = source if docstring else _without_docstrings(source)
     display(Markdown(f"*{module}*\n\n```python\n{source}\n```"))
+
+
+def _source_of(name: str) -> tuple[str, str]:
+    """Module and source of ``"package.module:name"``, read and not imported."""
+    module, _, wanted = name.partition(":")
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        raise ValueError(f"no module {module!r} to show {wanted!r} from")
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
+        if getattr(node, "name", None) == wanted:
+            first = min(x.lineno for x in (node, *node.decorator_list))
+            return module, "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+    raise ValueError(f"{module} defines no {wanted!r} to show")
 
 
 def _without_docstrings(source: str) -> str:

@@ -6,13 +6,24 @@ from collections.abc import Callable
 
 import torch
 
+from zfu_kernels.checks import check_document, check_per_head, check_qkv, check_window, runs_on_gpu
 from zfu_kernels.sigmoid_window.banded import sliding_window_attention_banded
 from zfu_kernels.sigmoid_window.reference import sliding_window_attention_reference
 
 ACTIVATIONS = ("sigmoid", "softmax")
+
+
+def _on_gpu(*tensors: torch.Tensor, **options) -> torch.Tensor:
+    # Triton exists on Linux only, and takes a third of a second to import.
+    from zfu_kernels.sigmoid_window.triton import sliding_window_attention_triton
+
+    return sliding_window_attention_triton(*tensors, **options)
+
+
 BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
     "reference": sliding_window_attention_reference,
     "banded": sliding_window_attention_banded,
+    "triton": _on_gpu,
 }
 
 
@@ -25,6 +36,7 @@ def sliding_window_attention(
     slopes: torch.Tensor | None = None,
     activation: str = "sigmoid",
     sigmoid_bias: float = 0.0,
+    document: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """o_m = sum_n act(q_m k_n / sqrt(D) + s_h (m - n) + sigmoid_bias) v_n over 0 <= m - n < window (SWAT, Eq. 5).
@@ -40,57 +52,44 @@ def sliding_window_attention(
             Gets a gradient if it requires one.
         activation: ``"sigmoid"``, no normaliser (the paper), or ``"softmax"`` over the window (the released code).
         sigmoid_bias: constant added to every logit; 0 in the paper, no effect under softmax.
-        backend: ``"reference"`` dense, O(T^2); ``"banded"`` O(T * window); ``"auto"`` chooses by size.
+        document: integers ``[B, T]`` for packed documents; a new one begins wherever the number changes, and nothing is
+            seen across.
+        backend: ``"reference"`` dense, O(T^2); ``"banded"`` O(T * window); ``"triton"`` the same for GPUs, D <= 256,
+            not in fp64; ``"auto"`` takes ``"triton"`` where it can and else chooses by size.
 
     Returns:
         ``[B, H, T, D]`` in the dtype of ``q_BHTD``.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit together, an empty dimension, ``window`` below 1, slopes
-            that are not ``[H]``, an unknown activation or backend.
+            that are not ``[H]``, documents that are not integers ``[B, T]``, an unknown activation or backend, tensors
+            that the backend cannot take.
     """
-    _check(q_BHTD, k_BHTD, v_BHTD, window, slopes, activation, backend)
-    B, H, T, _ = q_BHTD.shape
-    group = H // k_BHTD.shape[1]
-    if group > 1:
-        k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
+    _check(q_BHTD, k_BHTD, v_BHTD, window, slopes, activation, document, backend)
     if backend == "auto":
-        backend = _choose_backend(B, H, T)
+        backend = _choose_backend(q_BHTD)
+    group = q_BHTD.shape[1] // k_BHTD.shape[1]
+    if group > 1 and backend != "triton":
+        k_BHTD, v_BHTD = (x.repeat_interleave(group, dim=1) for x in (k_BHTD, v_BHTD))
     return BACKENDS[backend](
-        q_BHTD, k_BHTD, v_BHTD, window=window, slopes=slopes, activation=activation, sigmoid_bias=sigmoid_bias
-    )
+        q_BHTD, k_BHTD, v_BHTD, window=window, slopes=slopes, activation=activation, sigmoid_bias=sigmoid_bias,
+        document=document,
+    )  # fmt: skip
 
 
-def _choose_backend(B: int, H: int, T: int) -> str:
+def _choose_backend(q_BHTD: torch.Tensor) -> str:
     """The band costs a few calls per chunk and saves work per weight: half the square even without a window."""
+    if runs_on_gpu(q_BHTD):
+        return "triton"
+    B, H, T, _ = q_BHTD.shape
     return "banded" if B * H * T * T >= 1 << 17 else "reference"
 
 
-def _check(q, k, v, window, slopes, activation, backend) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, torch.Tensor) or x.ndim != 4:
-            got = f"shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
-            raise ValueError(f"{name} must be a tensor [B, H, T, D], got {got}")
-        if not x.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {x.dtype}; convert it with .float()")
-        if 0 in x.shape:
-            raise ValueError(f"{name} is empty, shape {tuple(x.shape)}: every dimension must be at least 1")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"q is {q.dtype} on {q.device} but {name} is {x.dtype} on {x.device}; convert one of them")
-    if k.shape != v.shape:
-        raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
-    (B, H, T, D), (Bk, Hk, Tk, Dk) = q.shape, k.shape
-    if (Bk, Tk, Dk) != (B, T, D):
-        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} must agree in B, T and D")
-    if H % Hk:
-        raise ValueError(f"{H} query heads cannot share {Hk} key heads: H must be a multiple of the heads of k and v")
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise ValueError(f"window counts the query itself, so it is an integer >= 1, or None; got {window!r}")
-    if slopes is not None and (not isinstance(slopes, torch.Tensor) or tuple(slopes.shape) != (H,)):
-        got = tuple(slopes.shape) if isinstance(slopes, torch.Tensor) else type(slopes).__name__
-        raise ValueError(f"slopes must be a tensor with one number per query head, shape ({H},); got {got}")
-    if slopes is not None and (not slopes.is_floating_point() or slopes.device != q.device):
-        raise ValueError(f"slopes must be floating point on {q.device}, got {slopes.dtype} on {slopes.device}")
+def _check(q, k, v, window, slopes, activation, document, backend) -> None:
+    check_qkv(q, k, v)
+    check_window(window)
+    check_per_head("slopes", slopes, q.shape[1], q.device)
+    check_document(document, q)
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
     if backend != "auto" and backend not in BACKENDS:

@@ -18,6 +18,8 @@ import math
 
 import torch
 
+from zfu_kernels.documents import document_starts
+
 
 def attention_weights(
     q_BHTD: torch.Tensor,
@@ -27,6 +29,7 @@ def attention_weights(
     slopes: torch.Tensor | None = None,
     activation: str = "sigmoid",
     sigmoid_bias: float = 0.0,
+    document: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A_mn of Eq. 5: act(q_m k_n / sqrt(D) + s_h (m - n) + sigmoid_bias) if 0 <= m - n < window, else exactly 0.
 
@@ -36,6 +39,7 @@ def attention_weights(
         slopes: ``[H]``, s of Eq. 3 with the paper's sign (negative favours recent keys); None for no distance term.
         activation: ``"sigmoid"``, no normaliser, or ``"softmax"`` over the keys in the window.
         sigmoid_bias: a constant added to every logit (0 in the paper; it cancels under softmax).
+        document: integers ``[B, T]``; a query sees only keys of its own run of equal numbers.
 
     Returns:
         ``[B, H, T, T]`` in the dtype of ``q_BHTD``.
@@ -44,6 +48,9 @@ def attention_weights(
     position = torch.arange(T, device=q_BHTD.device)
     distance_TT = position[:, None] - position[None, :]
     seen = (distance_TT >= 0) & (distance_TT < (T if window is None else window))
+    if document is not None:
+        start_BT = document_starts(document)
+        seen = seen & (start_BT[:, None, :, None] == start_BT[:, None, None, :])
 
     z_BHTT = q_BHTD @ k_BHTD.transpose(-2, -1) / math.sqrt(D) + sigmoid_bias
     if slopes is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zfu_lib.lm.protocol import LanguageModel
+from zfu_lib.lm.recipes.words import WORDS
 from zfu_lib.lm.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ class Recipe:
     ``architecture`` is a transformers configuration with its ``model_type`` (vocabulary and special tokens are added).
     ``examples(n, seed, progress)`` draws ``n`` examples; ``progress`` runs from 0 to 1 over the training, so that a
     recipe can begin with easy ones. ``evaluate(model, n)`` judges on held-out items, ``n`` for each score.
-    ``minutes`` of training on one CPU core; ``committed`` recipes have their weights in the repository.
-    ``initialise`` changes the random weights, in place and by torch's own random numbers, before training.
+    ``minutes`` of training on one CPU core; ``committed`` recipes have their weights in the repository. ``words`` are
+    those of its tokenizer: the shared ones, unless a family has its own. ``initialise`` changes the random weights, in
+    place and by torch's own random numbers, before training.
     """
 
     name: str
@@ -45,4 +47,5 @@ class Recipe:
     evaluate: Callable[[LanguageModel, int], list[Score]]
     minutes: float
     committed: bool = True
+    words: tuple[str, ...] = WORDS
     initialise: Callable[[PreTrainedModel], None] | None = None

@@ -26,7 +26,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from zfu_lib.lm.recipes.base import Recipe
-from zfu_lib.lm.recipes.words import WORDS
 from zfu_lib.lm.tokenizer import word_tokenizer
 from zfu_lib.lm.train import IGNORED, BatchFn, TrainLog, train
 from zfu_lib.report.record import write_atomically
@@ -39,8 +38,8 @@ CURVE = 200
 
 
 def build(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The untrained model, its weights drawn with the recipe's seed, and the shared tokenizer."""
-    tokenizer = word_tokenizer(WORDS)
+    """The untrained model, its weights drawn with the recipe's seed, and its tokenizer."""
+    tokenizer = word_tokenizer(recipe.words)
     options = dict(recipe.architecture)
     config = AutoConfig.for_model(
         options.pop("model_type"),

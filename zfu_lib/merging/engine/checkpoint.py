@@ -41,6 +41,8 @@ SIZES = {
 }
 STORED = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 WHOLE_NUMBERS = ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")
+# Tables that old checkpoints hold and every model computes for itself; fine-tunes of these checkpoints lack them.
+DERIVED = ("rotary_emb.inv_freq",)
 TORCH_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 # Largest bits without the sign that are finite; for BF16 as output, those of fp32 that round to a finite number.
 _FINITE = {"BF16": 0x7F7F, "F16": 0x7BFF, "F32": 0x7F7FFFFF}
@@ -127,7 +129,7 @@ class Buffers:
 
 
 class Checkpoint:
-    """The tensors and the configuration in a folder; opens files when a tensor of theirs is read.
+    """The tensors (but those in ``DERIVED``) and the configuration in a folder; a file is opened when it is read.
 
     Raises:
         InputError: no such folder or no safetensors in it.
@@ -138,7 +140,7 @@ class Checkpoint:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"{folder}: no such folder (models are read from folders; download them first)")
-        self.entries = _entries(self.folder)
+        self.entries = {n: entry for n, entry in _entries(self.folder).items() if not n.endswith(DERIVED)}
         self.config = read_json(self.folder / "config.json") if (self.folder / "config.json").is_file() else {}
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
@@ -157,14 +159,17 @@ class Checkpoint:
     def raw(self, name: str, start: int, out: np.ndarray) -> None:
         """Fill ``out`` (any type) with the stored bytes of the tensor from element ``start``."""
         entry = self.entry(name)
+        if not out.size:
+            return
         with self._lock:
             if entry.file not in self._open:
                 self._open[entry.file] = os.open(entry.file, os.O_RDONLY)
-        if not out.size:
-            return
         todo, place = memoryview(out).cast("B"), entry.offset + start * SIZES[entry.dtype]
         while todo:
-            got = os.preadv(self._open[entry.file], [todo], place)
+            try:
+                got = os.preadv(self._open[entry.file], [todo], place)
+            except OSError as error:
+                raise FormatError(f"{entry.file}: {error.strerror} in tensor {name!r}") from None
             if not got:
                 raise FormatError(f"{entry.file}: ended inside tensor {name!r} while it was read")
             todo, place = todo[got:], place + got
@@ -280,14 +285,15 @@ def verify(folder: Path | str, only: Iterable[Path] | None = None) -> int:
     lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     pairs = [line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2]
     said = {name.lstrip("*").strip(): checksum for checksum, name in pairs}
-    for name in [file.name for file in only] if only is not None else said:
+    names = list(said) if only is None else [file.name for file in only]
+    for name in names:
         if name not in said:
             raise ChecksumError(f"{folder / name}: not in {SUMS}")
         if not (folder / name).is_file():
             raise ChecksumError(f"{folder / name}: in {SUMS} but not there")
         if digest(folder / name) != said[name]:
             raise ChecksumError(f"{folder / name}: changed since {SUMS} was written")
-    return len(said)
+    return len(names)
 
 
 def digest(file: Path) -> str:
@@ -317,8 +323,9 @@ def _entries(folder: Path) -> dict[str, Entry]:
         if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
             raise FormatError(f"{folder / INDEX}: no weight_map of tensor names to files")
         files = sorted(set(index.values()))
-        if bad := next((file for file in files if not re.fullmatch(r"[\w][\w.\-]*\.safetensors", file)), None):
-            raise FormatError(f"{folder / INDEX}: {bad!r} is not the name of a safetensors file in this folder")
+        for file in files:
+            if not re.fullmatch(r"\w[\w.\-]*\.safetensors", file):
+                raise FormatError(f"{folder / INDEX}: {file!r} is not the name of a safetensors file in this folder")
     else:
         single = folder / "model.safetensors"
         found = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))

@@ -10,7 +10,11 @@ class RecipeError(MergeError):
 
 
 class OutputError(MergeError):
-    """The output folder cannot be written or must not be replaced."""
+    """The output folder must not be replaced, or another merge is writing it."""
+
+
+class WriteError(MergeError):
+    """The disk did not take the output."""
 
 
 class SpaceError(MergeError):

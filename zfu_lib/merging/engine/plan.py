@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from zfu_lib.merging.engine.errors import (
     TokenizerError,
 )
 from zfu_lib.merging.engine.model import Model
-from zfu_lib.merging.engine.recipe import METHODS, Recipe, Slice, Source
+from zfu_lib.merging.engine.recipe import METHODS, MergeRecipe, Slice, Source
 
 SHARD = 2_000_000_000  # bytes
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -37,21 +37,23 @@ SAME = (
     "activation_function",
 )
 NOTED = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "tie_word_embeddings")
-# ns of CPU per element: of the merge and for each model; measured by benchmarks/merging.py, bf16, on one core.
+# In the names of tensors that come before the blocks.
+INPUT = ("embed_tokens", "embed_in", "embeddings", "wte", "wpe")
+# ns of CPU per element, of the merge and for each model: measured on one core with the models of benchmarks/merging.py.
 _COST = {
-    "linear": (2.0, 0.6),
-    "passthrough": (1.5, 0.5),
-    "slerp": (2.5, 4.0),
-    "model_stock": (2.5, 4.0),
-    "task_arithmetic": (2.5, 0.9),
-    "hi_merging": (3.0, 4.5),
-    "ties": (3.5, 5.0),
-    "dare_linear": (2.5, 3.0),
-    "dare_ties": (3.5, 3.5),
-    "breadcrumbs": (3.0, 5.5),
-    "breadcrumbs_ties": (3.5, 6.0),
-    "della_linear": (2.5, 25.0),
-    "della": (3.5, 26.0),
+    "linear": (2.0, 0.8),
+    "passthrough": (2.2, 0.5),
+    "slerp": (2.5, 5.4),
+    "model_stock": (2.5, 3.3),
+    "task_arithmetic": (2.5, 1.2),
+    "hi_merging": (3.0, 7.3),
+    "ties": (3.5, 8.5),
+    "dare_linear": (2.5, 3.7),
+    "dare_ties": (3.5, 4.2),
+    "breadcrumbs": (3.0, 8.2),
+    "breadcrumbs_ties": (3.5, 8.7),
+    "della_linear": (2.5, 29.0),
+    "della": (3.5, 29.5),
 }
 _SELECTS = ("ties", "breadcrumbs", "breadcrumbs_ties", "hi_merging")
 
@@ -113,7 +115,7 @@ class Shard:
 class Plan:
     """A merge that can be run. ``key`` names recipe, seed, output files and the state of every input file."""
 
-    recipe: Recipe
+    recipe: MergeRecipe
     seed: int
     models: list[Model]
     jobs: list[Job]
@@ -121,7 +123,7 @@ class Plan:
     config: dict[str, Any]
     donor: Model
     verified: int
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str]
 
     @property
     def key(self) -> str:
@@ -165,7 +167,7 @@ class Plan:
         return 0.4 + 1e-9 * sum(job.size * (fixed + each * len(job.inputs)) for job in self.jobs)
 
 
-def make(recipe: Recipe, *, seed: int = 0, shard_bytes: int = SHARD, verify: bool = True) -> Plan:
+def make(recipe: MergeRecipe, *, seed: int = 0, shard_bytes: int = SHARD, verify: bool = True) -> Plan:
     """Open the models of a recipe, check that they go together, and lay out the output.
 
     Args:
@@ -199,7 +201,7 @@ def _order(names: Iterator[str]) -> list[int]:
 
 
 def _tensors(
-    recipe: Recipe, models: Sequence[Model], place: Mapping[str, int]
+    recipe: MergeRecipe, models: Sequence[Model], place: Mapping[str, int]
 ) -> Iterator[tuple[str, Slice, list[tuple[Source, str]], float]]:
     """Every output tensor: name, slice, the sources with the tensor's name there, relative depth t for gradients.
 
@@ -244,12 +246,12 @@ def _tensors(
         for part in ends
     ]
     for name in methods.names(outside[0] | outside[1]):
-        part = ends[0] if any(word in name for word in ("embed", "wte", "wpe")) else ends[1]
+        part = ends[0] if any(word in name for word in INPUT) else ends[1]
         yield name, part, [(source, name) for source in part.sources], 0.0
 
 
 def _job(
-    recipe: Recipe,
+    recipe: MergeRecipe,
     models: Sequence[Model],
     place: Mapping[str, int],
     name: str,
@@ -300,13 +302,18 @@ def _is_vocabulary(name: str) -> bool:
 
 
 def _check_scope(jobs: Sequence[Job]) -> None:
-    """One threshold needs one density."""
+    """One threshold for each model needs the same models and densities throughout."""
     by_name = {job.name: job for job in jobs if not job.copy}
     for group in methods.groups(by_name, jobs[0].shared["scope"]):
+        first = by_name[group[0]].inputs
         for name in group[1:]:
-            for a, b in zip(by_name[group[0]].inputs, by_name[name].inputs, strict=True):
-                if a.parameters["density"] != b.parameters["density"]:
-                    raise RecipeError(f"{group[0]!r} and {name!r} share a threshold but have different densities")
+            here = by_name[name].inputs
+            for what, said in (
+                ("models", [[i.model for i in inputs] for inputs in (first, here)]),
+                ("densities", [[i.parameters["density"] for i in inputs] for inputs in (first, here)]),
+            ):
+                if said[0] != said[1]:
+                    raise RecipeError(f"{group[0]!r} and {name!r} share a threshold but have different {what}")
 
 
 def _depths(names: Mapping[str, Any]) -> dict[str, float]:
@@ -347,7 +354,7 @@ def _shards(jobs: Sequence[Job], limit: int) -> list[Shard]:
 # Configurations and tokenizers.
 
 
-def _check_configs(models: Sequence[Model], recipe: Recipe) -> list[str]:
+def _check_configs(models: Sequence[Model], recipe: MergeRecipe) -> list[str]:
     remarks, first = [], models[0]
     if not first.config:
         raise ArchitectureError(f"{first.folder}: no config.json in it")
@@ -371,7 +378,7 @@ def _check_configs(models: Sequence[Model], recipe: Recipe) -> list[str]:
     return remarks
 
 
-def _donor(recipe: Recipe) -> str:
+def _donor(recipe: MergeRecipe) -> str:
     """The model whose tokenizer and generation settings the output gets."""
     source = recipe.tokenizer
     if source == "base" and recipe.base is None:
@@ -383,7 +390,7 @@ def _donor(recipe: Recipe) -> str:
     return source
 
 
-def _check_tokenizers(models: Sequence[Model], recipe: Recipe) -> list[str]:
+def _check_tokenizers(models: Sequence[Model], recipe: MergeRecipe) -> list[str]:
     """Embeddings are merged row by row, so a row has to be the same token everywhere."""
     first, *others = models
     if not (first.folder / "tokenizer.json").is_file():
@@ -420,7 +427,7 @@ def _vocabulary(file: Path) -> dict[str, int]:
     return dict(pairs) | {added["content"]: added["id"] for added in content.get("added_tokens") or []}
 
 
-def _config(recipe: Recipe, first: Model, place: Mapping[str, int]) -> dict[str, Any]:
+def _config(recipe: MergeRecipe, first: Model, place: Mapping[str, int]) -> dict[str, Any]:
     """The first model's configuration with the output's type and number of blocks."""
     config = dict(first.config)
     if recipe.dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ class Parameter:
 class Method:
     """What a method takes: parameters of the whole merge, of each model, and how many models besides the base."""
 
-    shared: Mapping[str, Parameter] = field(default_factory=dict)
-    each: Mapping[str, Parameter] = field(default_factory=dict)
+    shared: Mapping[str, Parameter]
+    each: Mapping[str, Parameter]
     base: bool = False
     models: tuple[int, float] = (1, math.inf)
     elect: bool = False
@@ -77,9 +77,9 @@ def _delta(normalize: bool, elect: bool, rescale: bool | None = None, **each: Pa
 _DENSITY = Parameter(float, 1.0)
 METHODS: dict[str, Method] = {
     "linear": Method({"normalize": Parameter(bool, True)}, {"weight": Parameter(float)}),
-    "slerp": Method({"t": Parameter(float)}, base=True, models=(1, 1)),
-    "model_stock": Method(base=True, models=(2, math.inf)),
-    "passthrough": Method(each={"scale": Parameter(float, 1.0)}, models=(1, 1)),
+    "slerp": Method({"t": Parameter(float)}, {}, base=True, models=(1, 1)),
+    "model_stock": Method({}, {}, base=True, models=(2, math.inf)),
+    "passthrough": Method({}, {"scale": Parameter(float, 1.0)}, models=(1, 1)),
     "task_arithmetic": _delta(False, False),
     "ties": _delta(True, True, False, density=_DENSITY),
     "dare_linear": _delta(False, False, True, density=_DENSITY),
@@ -114,7 +114,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MergeRecipe:
     """A recipe that was read and checked as far as that goes without looking at the models."""
 
     method: str
@@ -141,7 +141,7 @@ class Recipe:
         return _values(METHODS[self.method].each, name, t, f" of {source.model}", *scopes)
 
 
-def read(file: Path | str) -> Recipe:
+def read(file: Path | str) -> MergeRecipe:
     """The recipe in a YAML file.
 
     Raises:
@@ -157,7 +157,7 @@ def read(file: Path | str) -> Recipe:
         raise RecipeError(f"{file}: {error}") from None
 
 
-def parse(text: str) -> Recipe:
+def parse(text: str) -> MergeRecipe:
     """The recipe in a YAML text.
 
     Raises:
@@ -190,7 +190,7 @@ def parse(text: str) -> Recipe:
     dtype = top.get("out_dtype") or top.get("dtype")
     base = _text(top["base_model"], "base_model") if top.get("base_model") is not None else None
     source = top.get("tokenizer_source")
-    recipe = Recipe(
+    recipe = MergeRecipe(
         name,
         slices,
         base,
@@ -203,7 +203,7 @@ def parse(text: str) -> Recipe:
     return recipe
 
 
-def _check_models(recipe: Recipe) -> None:
+def _check_models(recipe: MergeRecipe) -> None:
     method = METHODS[recipe.method]
     if method.base and recipe.base is None:
         raise RecipeError(f"{recipe.method} needs base_model")

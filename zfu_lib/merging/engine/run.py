@@ -22,7 +22,7 @@ from typing import Any
 
 from zfu_lib.merging.engine import card
 from zfu_lib.merging.engine.checkpoint import INDEX, SUMS, digest, header_bytes
-from zfu_lib.merging.engine.errors import InputError, OutputError, ResumeError, SpaceError
+from zfu_lib.merging.engine.errors import InputError, OutputError, ResumeError, SpaceError, WriteError
 from zfu_lib.merging.engine.plan import Plan, Shard
 from zfu_lib.merging.engine.stream import Stream, sizes
 
@@ -41,6 +41,7 @@ TAKEN_ALONG = (
     "chat_template.jinja",
     "chat_template.json",
 )
+FLOOR = 40  # MiB of the interpreter, its libraries and the counters, about
 Progress = Callable[[int, int, str], None]
 
 
@@ -66,8 +67,9 @@ def run(
         progress: called with bytes written, bytes in all, and the tensor's name.
 
     Raises:
-        OutputError: the folder must not be replaced, is being written by another merge, or the disk failed or is full.
-        SpaceError: the disk has less room than the output needs.
+        OutputError: the folder must not be replaced, or is being written by another merge.
+        SpaceError: the disk has less room than the output needs, or got full.
+        WriteError: the disk failed in another way.
         ResumeError: nothing to resume.
         InputError: an input is not finite, or changed while it was read.
     """
@@ -84,7 +86,6 @@ def run(
                 return out
             finished = _start(plan, work, resume)
             if finished is not None:
-                check_space(plan, out, finished)
                 _write(plan, work, finished, threads, piece, checksums, progress)
                 if plan.state() != before:
                     raise InputError("an input file changed while it was read; merge again")
@@ -95,8 +96,9 @@ def run(
         shutil.rmtree(work, ignore_errors=True)
         raise
     except OSError as error:
-        hint = "; finished shards are kept: free some room and add --resume" if (work / JOURNAL).is_file() else ""
-        raise OutputError(f"{error.filename or out}: {error.strerror or error}{hint}") from error
+        hint = "; finished shards are kept, --resume goes on with them" if (work / JOURNAL).is_file() else ""
+        kind = SpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else WriteError
+        raise kind(f"{error.filename or out}: {error.strerror or error}{hint}") from error
     return out
 
 
@@ -129,7 +131,7 @@ def describe(plan: Plan, out: Path | str, threads: int = 1) -> dict[str, Any]:
         "reads": f"{read / 1e9:.3f} GB in {sum(len(model.files) for model in plan.models)} files{passes}",
         "writes": f"{written / 1e9:.3f} GB in {len(plan.shards)} files, {len(plan.jobs)} tensors",
         "free on the disk": f"{shutil.disk_usage(_existing(Path(out))).free / 1e9:.3f} GB",
-        "memory": f"about {40 + slots * piece * each / 2**20:.0f} MiB, whatever the size of the models",
+        "memory": f"about {FLOOR + slots * piece * each / 2**20:.0f} MiB, whatever the size of the models",
         "time": f"about {plan.cpu_seconds:.1f} CPU seconds on {threads} thread{'s' * (threads > 1)}, disk not counted",
         "remarks": "; ".join(plan.remarks) or "none",
     }
@@ -148,10 +150,12 @@ def _start(plan: Plan, work: Path, resume: bool) -> dict[str, str] | None:
             raise ResumeError(f"{work} is of another recipe, other inputs or other options; start without --resume")
         done = {line["file"]: line["sha256"] for line in lines[1:] if {"file", "sha256"} <= set(line)}
         right = {file: said for file, said in done.items() if _is_whole(work / file, said, plan)}
+        check_space(plan, work, right)
         # A line that was cut off must not grow into the next one.
         _begin(work / JOURNAL, {"key": key}, *({"file": file, "sha256": said} for file, said in right.items()))
         return right
     shutil.rmtree(work, ignore_errors=True)
+    check_space(plan, work)
     work.mkdir()
     _begin(work / JOURNAL, {"key": key})
     return {}
@@ -246,13 +250,13 @@ def _finish(plan: Plan, work: Path) -> None:
 
 
 def _swap(work: Path, out: Path) -> None:
-    """Put the finished folder in place of ``out``; what was there is deleted afterwards."""
+    """Put the finished folder in place of ``out``; what was there gets another name before it is deleted."""
     old = _old(out)
-    if out.exists() and not _exchange(work, out):
-        out.rename(old)
-    if out.exists():
-        old = work
+    if out.exists() and _exchange(work, out):
+        work.rename(old)
     else:
+        if out.exists():
+            out.rename(old)
         work.rename(out)
     _sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -28,9 +28,9 @@ from zfu_lib.merging.engine.plan import Input, Job, Plan
 from zfu_lib.merging.engine.recipe import METHODS
 
 PIECE = 1 << 18  # elements, at most
-MEMORY = 40 << 20  # bytes of all buffers together, about
+MEMORY = 24 << 20  # bytes of all buffers together, about
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
-_LOWS = 1 << 18  # lower bits gathered before they are counted
+_LOWS = 1 << 16  # lower bits gathered before they are counted
 
 
 @dataclass(frozen=True)
@@ -169,18 +169,26 @@ class Stream:
     def _linear(self, job: Job) -> Callable[[Piece, Buffers], np.ndarray]:
         weights = [np.float32(i.parameters["weight"]) for i in job.inputs]
         total = methods.sum_of_weights(weights) if job.shared["normalize"] else np.float32(1)
+        # Where a product is exact in fp32, the sum has only one rounding in any case.
+        exact = [self._exact_product(source, weight) for source, weight in zip(job.inputs, weights)]
 
         def merge(piece: Piece, buffers: Buffers) -> np.ndarray:
-            first, *others = zip(job.inputs, weights)
-            merged = self._read(first[0], piece, "merged", buffers)
-            np.multiply(merged, first[1], out=merged)
-            for source, weight in others:
+            merged = self._read(job.inputs[0], piece, "merged", buffers)
+            np.multiply(merged, weights[0], out=merged)
+            for source, weight, fp32 in list(zip(job.inputs, weights, exact))[1:]:
                 x = self._read(source, piece, "x", buffers)
-                np.multiply(x, weight, out=x)
-                np.add(merged, x, out=merged)
+                product = x if fp32 else buffers("product", np.float64, x.size)
+                np.multiply(x, weight if fp32 else np.float64(weight), out=product)
+                np.add(merged, product, out=merged, casting="same_kind")
             return merged if total == 1 else np.divide(merged, total, out=merged)
 
         return merge
+
+    def _exact_product(self, source: Input, weight: np.float32) -> bool:
+        """Whether ``weight`` times any 16-bit number of the tensor is an fp32 number: a power of two, not too small."""
+        model = self.plan.models[source.model]
+        short = model.adapter is None and SIZES[model.checkpoint.entry(source.name).dtype] == 2
+        return short and math.frexp(weight)[0] == 0.5 and 2**-16 <= weight <= 1
 
     def _passthrough(self, job: Job) -> Callable[[Piece, Buffers], np.ndarray]:
         scale = np.float32(job.inputs[0].parameters["scale"])

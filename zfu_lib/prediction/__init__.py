@@ -1,0 +1,1 @@
+"""Temporal knowledge graphs and recommendation: one module per paper."""

@@ -1,0 +1,1 @@
+"""Skill extraction: spans, formats, scores, a verifier, and one module per paper."""
