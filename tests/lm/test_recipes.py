@@ -1,6 +1,5 @@
 """From a recipe to committed weights: what is read, what is learnt, what is written, and that it can be repeated."""
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zfu_lib.data.worlds import chaincalc
-from zfu_lib.data.worlds.problem import aided, answer, covered, own_solution, prompt, solution
+from zfu_lib.data.worlds.problem import aided, answer, own_solution, prompt, solution
 from zfu_lib.lm import models, recipes, tiny
 from zfu_lib.lm.protocol import GenRequest, GenResult
 from zfu_lib.lm.recipes import make, reasoning
@@ -56,6 +55,7 @@ MINI = replace(
     train=TrainConfig(steps=54, batch_size=2, seq_len=256, lr=3e-3, warmup=5, checkpoint_every=20),
     examples=easiest,
     evaluate=judged,
+    initialise=None,
 )
 
 
@@ -70,15 +70,6 @@ def ids_of(text):
 def asked(read):
     """The question of a prompt."""
     return read.partition("\n")[0].removeprefix("Problem : ")
-
-
-def world_of(question):
-    """The world whose solver takes a question; None for a drill."""
-    for name, world in reasoning.WORLDS.items():
-        with contextlib.suppress(ValueError):
-            world.solve(question)
-            return name
-    return None
 
 
 # What is read and what is learnt
@@ -183,21 +174,20 @@ def test_seeds_of_the_recipes_size_stay_below_the_held_out_ones(seed, steps):
 
 
 def test_the_evaluation_draws_from_held_out_seeds_only(monkeypatch):
-    seeds = []
-    for world in reasoning.WORLDS.values():
+    seeds, real = [], chaincalc.problems
 
-        def spy(n, seed, *, real=world.problems, **options):
-            seeds.append(seed)
-            return real(n, seed, **options)
+    def spy(n, seed, **options):
+        seeds.append(seed)
+        return real(n, seed, **options)
 
-        monkeypatch.setattr(world, "problems", spy)
+    monkeypatch.setattr(chaincalc, "problems", spy)
 
     class Silent:
         def generate(self, requests):
             return [GenResult("", 1, 1, "stop") for _ in requests]
 
     scores = reasoning.evaluate(Silent(), 8)
-    assert len(seeds) >= len(reasoning.WORLDS)
+    assert seeds
     assert min(seeds) >= reasoning.HELD_OUT
     assert {score.right for score in scores} == {0}
     assert all(score.chance is None or 0 < score.chance <= 1 for score in scores)
@@ -208,8 +198,7 @@ def test_the_evaluation_counts_right_answers():
         def generate(self, requests):
             told = []
             for request in requests:
-                question = asked(request.prompt)
-                solved = reasoning.WORLDS[world_of(question)].solve(question)
+                solved = chaincalc.solve(asked(request.prompt), modulus=reasoning.MODULUS)
                 told.append(GenResult(f"Answer : {solved}\n", 1, 1, "stop"))
             return told
 
@@ -217,9 +206,21 @@ def test_the_evaluation_counts_right_answers():
 
 
 def test_the_mixture_has_its_shares():
-    worlds = Counter(world_of(asked(read)) for read, _ in reasoning.examples(2000, 1, 1.0))
-    for name, share in reasoning.SHARES.items():
-        assert abs(worlds[name] / 2000 - share) < 5 * (share * (1 - share) / 2000) ** 0.5
+    for progress, again in ((0.0, 0.3), (1.0, 0.05)):
+        made = reasoning.examples(2000, 1, progress)
+        drills = sum(read.startswith("Action : ") for read, _ in made)
+        told = sum(read.endswith("Mode : recall\n") for read, _ in made)
+        for count, share in ((drills, reasoning.DRILLS), (told, (1 - reasoning.DRILLS) * again)):
+            assert abs(count / 2000 - share) < 5 * (share * (1 - share) / 2000) ** 0.5
+
+
+def test_an_intern_never_sees_a_long_chain_solved_without_insights():
+    for read, written in RECIPES["intern"].examples(3000, 1, 1.0):
+        begun = read.partition("\nMode : ")[2].partition("\n")[2]
+        if read.startswith("Problem : ") and "recall" not in read and "\nInsights :" not in read and not begun:
+            assert "\nHint :" in read or written.count("Planning") <= 2
+    longest = [w for r, w in RECIPES["mentor"].examples(3000, 1, 1.0) if r.endswith("Mode : think\n")]
+    assert max(w.count("Planning") for w in longest) == 3
 
 
 # Each kind of example
@@ -227,9 +228,8 @@ def test_the_mixture_has_its_shares():
 
 @st.composite
 def an_example(draw):
-    world = reasoning.WORLDS[draw(st.sampled_from(sorted(reasoning.WORLDS)))]
-    levels = [draw(st.sampled_from(reasoning.LEVELS[world.__name__.rpartition(".")[2]]))]
-    problem = world.problems(1, draw(st.integers(0, 10_000)), levels=levels)[0]
+    levels = [draw(st.sampled_from(reasoning.LEVELS))]
+    problem = reasoning.problems(1, draw(st.integers(0, 10_000)), levels=levels)[0]
     return problem, reasoning._example(problem, np.random.default_rng(draw(st.integers(0, 10**9))))
 
 
@@ -251,7 +251,6 @@ def test_what_is_learnt_is_the_solution(made):
         insights = read.partition("\nInsights :\n")[2].removesuffix("\nMode : solution\n")
         assert read == aided(problem.question, insights)
         assert written == own_solution(problem, insights)
-        assert covered(insights) > 0
     elif kind == "hint":
         insights = read.partition("\nHint :\n")[2].removesuffix("\nMode : think\n")
         assert read == prompt(problem, hint=insights)
@@ -269,19 +268,17 @@ def test_what_is_learnt_is_the_solution(made):
 
 def test_every_kind_occurs_as_often_as_it_should():
     rng = np.random.default_rng(0)
-    drawn = chaincalc.problems(3000, 0, levels=(4,))
+    drawn = reasoning.problems(3000, 0, levels=range(4, 5))
     kinds = Counter(kind_of(p, reasoning._example(p, rng)[0]) for p in drawn)
-    expected = {"think": 0.4 * 0.9 * 0.8, "brief": 0.4 * 0.9 * 0.2, "direct": 0.04, "insights": 0.25, "continued": 0.15}
-    for kind, share in expected.items():
+    think = 0.42 * 0.95
+    expected = {"think": think * 0.9, "brief": think * 0.1, "direct": 0.42 * 0.05, "insights": 0.13, "continued": 0.15}
+    for kind, share in (expected | {"aided": 0.2, "hint": 0.1}).items():
         assert abs(kinds[kind] / 3000 - share) < 5 * (share * (1 - share) / 3000) ** 0.5, kind
-    # Beside insights that cover no fact there is nothing to do anew: these become hints.
-    assert abs((kinds["aided"] + kinds["hint"]) / 3000 - 0.2) < 0.04
-    assert kinds["aided"] > 0.05 * 3000
 
 
 def test_a_wrong_value_in_insights_is_corrected_in_what_is_learnt():
     rng, wrong, total = np.random.default_rng(1), 0, 0
-    for p in chaincalc.problems(4000, 1, levels=(3, 4, 5)):
+    for p in reasoning.problems(4000, 1, levels=range(3, 6)):
         read, written = reasoning._example(p, rng)
         if kind_of(p, read) != "aided":
             continue
@@ -299,13 +296,13 @@ def test_a_wrong_value_in_insights_is_corrected_in_what_is_learnt():
 @settings(deadline=None, max_examples=150)
 @given(st.integers(0, 5000), st.integers(0, 10**6), st.integers(0, 300))
 def test_a_spoilt_text_differs_in_at_most_one_result(seed, draw, cut):
-    insights = solution(chaincalc.problems(1, seed, levels=(5,))[0], "insights")[:cut]
+    insights = solution(reasoning.problems(1, seed, levels=range(5, 6))[0], "insights")[:cut]
     spoilt = reasoning._spoilt(insights, np.random.default_rng(draw))
     before, after = insights.split(" "), spoilt.split(" ")
     assert len(before) == len(after)
     changed = [(a, b) for a, b in zip(before, after) if a != b]
     assert len(changed) <= 1
-    assert all(0 <= int(b.split("\n")[0]) < chaincalc.MODULUS for _, b in changed)
+    assert all(0 <= int(b.split("\n")[0]) < reasoning.MODULUS for _, b in changed)
 
 
 @settings(deadline=None, max_examples=150)
@@ -321,11 +318,20 @@ def test_a_drill_is_one_operation():
     rng = np.random.default_rng(0)
     for _ in range(200):
         read, written = reasoning._drill(rng)
-        question = asked(read)
-        value, operation, _ = question.split(" ")
-        assert chaincalc.solve(f"fig {value} ; kiwi {operation} fig ; kiwi ?") == answer(written)
-    drilled = [world_of(asked(read)) for read, _ in reasoning.examples(500, 0, 1.0, drills=0.5)]
-    assert 180 < drilled.count(None) < 320
+        _, _, name, _, value, operation, _ = read.split(" ")
+        of = "kiwi" if name == "fig" else "fig"
+        question = f"{of} {value} ; {name} {operation} {of} ; {name} ?"
+        assert chaincalc.solve(question, modulus=reasoning.MODULUS) == written.strip()
+        assert [*ids_of(read), *ids_of(written)] == ids_of(read + written)
+
+
+def test_a_recall_tells_every_definition_once():
+    rng = np.random.default_rng(0)
+    for problem in reasoning.problems(50, 3):
+        read, written = reasoning._recall(problem, rng)
+        facts = problem.question.split(" ; ")[:-1]
+        assert sorted(written.strip().split(" ; ")) == sorted(facts)
+        assert asked(read) == " ; ".join(facts)
 
 
 # Building
@@ -338,8 +344,28 @@ def test_parameters_are_counted_without_the_tied_table(recipe):
     assert make.non_embedding(model) == model.num_parameters() - table
     again, _ = make.build(recipe)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    spread = torch.cat([p.flatten() for p in model.parameters() if p.ndim == 2]).std().item()
-    assert spread == pytest.approx(recipe.architecture["initializer_range"], rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["mentor", "intern"])
+def test_the_built_in_head_looks_up_before_any_training(name):
+    """In pairs of words told twice, the second layer's first head looks at what followed the word the first time, far
+    more often than chance, and the first layer's at the word before."""
+    model, tokenizer = make.build(RECIPES[name])
+    model.set_attn_implementation("eager")
+    plain, _ = make.build(replace(RECIPES[name], initialise=None))
+    plain.set_attn_implementation("eager")
+    rng, found = np.random.default_rng(0), {"built": [], "random": []}
+    for _ in range(10):
+        words = [chaincalc.NAMES[i] for i in rng.permutation(48)[:12]]
+        ids = tokenizer(" ".join(words + words[4:] + words[:4]), return_tensors="pt")["input_ids"]
+        for kind, m in (("built", model), ("random", plain)):
+            with torch.no_grad():
+                first, second = (a[0, 0] for a in m(ids, output_attentions=True).attentions[:2])
+            if kind == "built":
+                assert first.diagonal(-1)[1:].mean() > 0.9
+            # Word k of the list stands at k + 1, after the first token of a text.
+            found[kind] += [second[13 + k, (k + 4) % 12 + 2].item() for k in range(12) if (k + 4) % 12 != 11]
+    assert np.mean(found["built"]) > 0.5 > 5 * np.mean(found["random"])
 
 
 def test_building_leaves_the_random_state_alone():
@@ -573,5 +599,5 @@ def test_a_card_shows_skill(name):
 def test_the_mentor_is_ahead_of_the_intern():
     """The gap that Tandem needs is larger than both intervals; below it, its claims would all be inconclusive."""
     scores = {name: {s["name"]: s for s in tiny.card(name)["scores"]} for name in ("mentor", "intern")}
-    assert scores["mentor"]["chaincalc, think"]["low"] > scores["intern"]["chaincalc, think"]["high"]
-    assert scores["mentor"]["chaincalc, think"]["low"] > scores["mentor"]["chaincalc, think"]["chance"]
+    assert scores["mentor"]["think"]["low"] > scores["intern"]["think"]["high"]
+    assert scores["mentor"]["think"]["low"] > scores["mentor"]["think"]["chance"]

@@ -91,3 +91,14 @@ def test_proportion_is_clopper_pearson():
 def test_proportion_refuses_what_cannot_be(successes, n):
     with pytest.raises(ValueError, match="successes of"):
         statistics.proportion(successes, n)
+
+
+def test_crossed_is_the_item_bootstrap_for_one_seed_and_wider_where_seeds_differ() -> None:
+    items = np.random.default_rng(0).normal(0, 1, 300)
+    assert statistics.crossed(items) == statistics.over_items(items, resamples=1000)
+    same, other = statistics.crossed([items] * 3), statistics.crossed([items - 1, items, items + 1])
+    assert (same.high - same.low) == pytest.approx(4 * items.std() / math.sqrt(300), rel=0.1)
+    assert other.mean == pytest.approx(same.mean)
+    assert other.high - other.low > 3 * (same.high - same.low)
+    with pytest.raises(ValueError, match="finite"):
+        statistics.crossed([[1.0, math.nan], [1.0, 2.0]])

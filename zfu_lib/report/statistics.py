@@ -98,3 +98,28 @@ def proportion(successes: int, n: int) -> Interval:
     # Against the hardest proportion, one half: an upper bound where the outcome is near 0 or 1.
     detectable = (stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(0.8)) * np.sqrt(0.25 / n)
     return Interval(mean, float(low), float(high), int(n), "exact binomial over items", float(detectable))
+
+
+def crossed(values: Sequence[float] | np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Percentile bootstrap of the mean over items and seeds: both are resampled, since both were drawn.
+
+    Args:
+        values: [items], or [seeds, items] where every seed judges the same items.
+
+    Raises:
+        ValueError: nothing, or a value that is not finite.
+    """
+    x = np.atleast_2d(np.asarray(values, dtype=float))
+    if len(x) == 1:
+        return over_items(x[0], resamples=resamples, seed=seed)
+    if x.ndim != 2 or not x.size or not np.isfinite(x).all():
+        raise ValueError(f"a bootstrap needs finite values [items] or [seeds, items], got shape {x.shape}")
+    from scipy import stats
+
+    rng, (seeds, items) = np.random.default_rng(seed), x.shape
+    means = np.empty(resamples)
+    for i in range(resamples):
+        means[i] = x[rng.integers(0, seeds, seeds)].mean(axis=0)[rng.integers(0, items, items)].mean()
+    low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    detectable = (stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(0.8)) * means.std()
+    return Interval(x.mean(), low, high, items, "bootstrap over items and seeds", detectable)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zfu_lib.lm.protocol import LanguageModel
 from zfu_lib.lm.recipes.words import WORDS
 from zfu_lib.lm.train import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Example = tuple[str, str]
 """What is read, and what should be written after it; only the second is learnt."""
@@ -32,7 +35,8 @@ class Recipe:
     ``examples(n, seed, progress)`` draws ``n`` examples; ``progress`` runs from 0 to 1 over the training, so that a
     recipe can begin with easy ones. ``evaluate(model, n)`` judges on held-out items, ``n`` for each score.
     ``minutes`` of training on one CPU core; ``committed`` recipes have their weights in the repository. ``words`` are
-    those of its tokenizer: the shared ones, unless a family has its own.
+    those of its tokenizer: the shared ones, unless a family has its own. ``initialise`` changes the random weights, in
+    place and by torch's own random numbers, before training.
     """
 
     name: str
@@ -44,3 +48,4 @@ class Recipe:
     minutes: float
     committed: bool = True
     words: tuple[str, ...] = WORDS
+    initialise: Callable[[PreTrainedModel], None] | None = None

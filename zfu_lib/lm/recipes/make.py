@@ -51,7 +51,10 @@ def build(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        return AutoModelForCausalLM.from_config(config), tokenizer
+        model = AutoModelForCausalLM.from_config(config)
+        if recipe.initialise is not None:
+            recipe.initialise(model)
+        return model, tokenizer
 
 
 def non_embedding(model: PreTrainedModel) -> int:

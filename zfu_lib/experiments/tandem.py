@@ -1,0 +1,616 @@
+"""Experiments of the Tandem chapter (arXiv 2604.23623).
+
+A :class:`Lab` asks the models once for everything (:func:`zfu_lib.reasoning.tandem.collect`), and every policy and
+baseline is replayed on that table. In quick and full the questions are ChainCalc's and the models tiny; in paper they
+are MATH's and DeepSeek's distilled ones.
+
+Seeds: the test questions and the models are the same for all; a seed draws which questions the classifier is fitted,
+stopped and tuned on, and its weights. Intervals resample questions and seeds together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from zfu_lib.data.worlds import problem as world
+from zfu_lib.experiments.tandem_audit import detectable
+from zfu_lib.lm import models
+from zfu_lib.lm.protocol import LanguageModel, ScoreRequest
+from zfu_lib.lm.recipes import reasoning as recipes
+from zfu_lib.reasoning import routing
+from zfu_lib.reasoning.insights import ChatFormat, Format, Prompt, Question, Transport
+from zfu_lib.reasoning.routing import Outcome, Table
+from zfu_lib.reasoning.tandem import Split, SufficiencyClassifier, collect, split_by_question
+from zfu_lib.report.profiles import Cost, Download, Profile
+from zfu_lib.report.statistics import Interval, crossed
+
+SHARES = (0.6, 0.1, 0.3, 0.0)
+"""Shares of the tuning questions for fitting, early stopping and thresholds; the test questions are others."""
+GAP = 1.0
+"""Points below the mentor that still count as matching it (claim T2)."""
+
+
+@dataclass(frozen=True)
+class TandemProfile(Profile):
+    """``tuning`` and ``test`` are numbers of questions; ``budgets`` cumulative mentor tokens, ``forced`` thinking
+    budgets of budget forcing; ``limit`` the most tokens of an answer. ``controls``: how many of the test questions the
+    controls of T13 and T15 and the other transports are measured on."""
+
+    mentor: str
+    intern: str
+    equal: str | None
+    questions: str
+    tuning: int
+    test: int
+    controls: int
+    budgets: tuple[int, ...]
+    forced: tuple[int, ...]
+    limit: int
+    transport: str = "prompt"
+    kind: str = "mlp"
+
+
+QUICK = TandemProfile(
+    profile="quick",
+    cost=Cost(machine="2 CPU cores", minutes=3, memory_gb=1.5),
+    seeds=3,
+    mentor="tiny:mentor",
+    intern="tiny:intern",
+    equal="tiny:equal",
+    questions="chaincalc",
+    tuning=500,
+    test=500,
+    controls=250,
+    budgets=(12, 24, 48),
+    forced=(8, 16, 32, 48),
+    limit=200,
+)
+FULL = replace(
+    QUICK,
+    profile="full",
+    seeds=5,
+    cost=Cost(machine="2 CPU cores (a GPU makes models this small no faster)", minutes=20, memory_gb=2),
+    tuning=3000,
+    test=5000,
+    controls=1500,
+)
+PAPER = replace(
+    FULL,
+    profile="paper",
+    seeds=3,
+    cost=Cost(
+        machine="two H200 (arithmetic: 12,500 questions, some 13,000 tokens of a 7B and 2,600 of a 32B model each)",
+        minutes=4000,
+        memory_gb=64,
+        gpu_memory_gb=140,
+        disk_gb=85,
+        downloads=(
+            Download("deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", 65.5),
+            Download("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 15.2),
+            Download("EleutherAI/hendrycks_math", 0.01),
+        ),
+    ),
+    mentor="hf:deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
+    intern="hf:deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+    equal=None,
+    questions="EleutherAI/hendrycks_math",
+    tuning=7500,
+    test=5000,
+    controls=5000,
+    budgets=(100, 500, 1000),
+    forced=(500, 1000, 2000),
+    limit=4096,
+    kind="dropout-mlp",
+)
+PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
+
+SUBJECTS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
+    "precalculus",
+)  # fmt: skip
+
+
+# Questions
+
+
+@dataclass(frozen=True)
+class ChainFormat(Format):
+    """How the tiny models are written to (:mod:`zfu_lib.data.worlds.problem`); ``brief``: without the backward search
+    in the first goal."""
+
+    brief: bool = False
+
+    def mentor(self, question: Question) -> Prompt:
+        return Prompt(world.frame(question.text, "brief insights" if self.brief else "insights"))
+
+    def alone(self, question: Question) -> Prompt:
+        return Prompt(world.frame(question.text, "brief" if self.brief else "think"))
+
+    def force(self, question: Question, thinking: str) -> Prompt:
+        return self.alone(question)._replace(prefill=f"{thinking.rstrip()}\nAnswer :")
+
+    def intern(self, question: Question, insight: str, transport: Transport) -> Prompt:
+        if insight and transport == "prompt":
+            return Prompt(world.aided(question.text, insight))
+        if insight and transport == "hint":
+            return Prompt(world.frame(question.text, hint=insight))
+        return Prompt(world.frame(question.text), prefill=insight)
+
+    def read(self, question: Question, insight: str) -> ScoreRequest:
+        start = world.frame(question.text)
+        return ScoreRequest(start, insight) if insight else ScoreRequest("", start)
+
+    def extract(self, text: str) -> str | None:
+        return world.answer(text)
+
+    def correct(self, question: Question, text: str) -> bool:
+        return self.extract(text) == question.gold
+
+    def leaks(self, question: Question, insight: str) -> bool:
+        """Is the asked name's value in the insight? (The same number elsewhere gives nothing away.)"""
+        asked = question.text.rsplit(" ; ", 1)[-1].split(" ")[0]
+        return re.search(rf"\b{asked} = (?:[^;\n]*= )?{re.escape(question.gold)}(?= ;|\n|$)", insight) is not None
+
+
+def chain_questions(n: int, seed: int) -> list[Question]:
+    """``n`` different ChainCalc questions."""
+    drawn = recipes.problems(n, recipes.HELD_OUT + seed)
+    return [Question(f"{seed}-{i}", p.question, p.answer) for i, p in enumerate(drawn)]
+
+
+def math_questions(source: str, split: str, n: int, seed: int = 0) -> list[Question]:
+    """At most ``n`` problems of MATH from the hub (or a folder in its layout), all subjects, in a drawn order.
+
+    Raises:
+        DataError: the data set cannot be loaded or has other columns.
+    """
+    from datasets import load_dataset
+
+    from zfu_lib.data.catalogue import DataError
+    from zfu_lib.reasoning.answers import extract
+
+    found = []
+    for subject in SUBJECTS:
+        try:
+            rows = load_dataset(source, subject, split=split)
+            found += [
+                Question(f"{split}-{subject}-{i}", row["problem"], extract(row["solution"]) or "")
+                for i, row in enumerate(rows)
+            ]
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise DataError(f"{source}, {subject}, {split} cannot be read ({error}); give the id or a copy") from None
+    order = np.random.default_rng(seed).permutation(len(found))
+    return [found[i] for i in order[:n]]
+
+
+# Measurements over questions and seeds
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one policy on the same questions: ``correct`` and ``cost`` ``[points, n]``."""
+
+    name: str
+    correct: np.ndarray
+    cost: np.ndarray
+
+    @property
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean cost and accuracy (percent), by rising cost."""
+        order = np.argsort(self.cost.mean(1), kind="stable")
+        return self.cost.mean(1)[order], 100 * self.correct.mean(1)[order]
+
+
+def curve(name: str, outcomes: Sequence[Outcome], cost: routing.Cost = "paper") -> Curve:
+    """The points of several outcomes."""
+    return Curve(name, np.stack([o.correct for o in outcomes]), np.stack([o.cost(cost) for o in outcomes]))
+
+
+def equal_cost(ours: Sequence[Curve], theirs: Curve, *, resamples: int = 500, seed: int = 0) -> Interval | None:
+    """Mean difference in accuracy (points) over the costs that both reach, points joined by straight lines.
+
+    Args:
+        ours: one curve per seed, all on the questions of ``theirs``.
+
+    Returns:
+        Bootstrap over questions and seeds; None where the two share no cost.
+    """
+    n = theirs.cost.shape[1]
+    low = max(theirs.cost.mean(1).min(), max(c.cost.mean(1).min() for c in ours))
+    high = min(theirs.cost.mean(1).max(), min(c.cost.mean(1).max() for c in ours))
+    if not low < high:
+        return None
+    grid = np.linspace(low, high, 33)
+
+    def heights(c: Curve, weight: np.ndarray) -> np.ndarray:
+        x, y = c.cost @ weight, c.correct @ weight
+        order = np.argsort(x, kind="stable")
+        return np.interp(grid, x[order], y[order])
+
+    def difference(weight: np.ndarray, seeds: Sequence[int]) -> float:
+        mine = np.mean([heights(ours[s], weight) for s in seeds], 0)
+        return 100 * float((mine - heights(theirs, weight)).mean())
+
+    rng = np.random.default_rng(seed)
+    drawn = [
+        difference(np.bincount(rng.integers(0, n, n), minlength=n) / n, rng.integers(0, len(ours), len(ours)))
+        for _ in range(resamples)
+    ]
+    mean = difference(np.full(n, 1 / n), range(len(ours)))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(mean, float(low), float(high), n, "bootstrap over questions and seeds", 2.8 * float(np.std(drawn)))
+
+
+def ratio(a: np.ndarray, b: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Ratio of the means of ``a`` ``[seeds, n]`` and ``b`` ``[n]``; bootstrap over questions and seeds."""
+    a, rng = np.atleast_2d(a), np.random.default_rng(seed)
+    drawn = []
+    for _ in range(resamples):
+        rows = rng.integers(0, len(b), len(b))
+        drawn.append(a[rng.integers(0, len(a), len(a))][:, rows].mean() / b[rows].mean())
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(a.mean() / b.mean(), float(low), float(high), len(b), "bootstrap over questions and seeds")
+
+
+# The chapter's runs
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One seed: its classifier, the thresholds, and what they did on the test questions. ``scores`` ``[n, T + 1]``;
+    ``others`` has the scores of classifiers that know less, by name; ``curve_points`` Tandem tuned for rising costs."""
+
+    classifier: SufficiencyClassifier
+    tau: np.ndarray
+    scores: np.ndarray
+    others: dict[str, np.ndarray]
+    outcome: Outcome
+    matched: Outcome
+    curve_points: tuple[Outcome, ...]
+    optimism: float
+    split: Split = field(repr=False)
+
+
+class Lab:
+    """Mentor, intern and their table; classifiers and thresholds by seed; every measurement of the claims."""
+
+    def __init__(self, profile: TandemProfile, *, cache: Any = True, device: str = "auto") -> None:
+        self.profile = profile
+        self._load = lambda name: models.load(name, cache=cache, device=device)
+        self.mentor, self.intern = self._load(profile.mentor), self._load(profile.intern)
+        self.format: Format = ChainFormat() if profile.questions == "chaincalc" else ChatFormat()
+        p = profile
+        if p.questions == "chaincalc":
+            self.tuning_questions, self.questions = chain_questions(p.tuning, 1), chain_questions(p.test, 2)
+        else:
+            self.tuning_questions = math_questions(p.questions, "train", p.tuning)
+            self.questions = math_questions(p.questions, "test", p.test)
+        self._tuned: dict[int, Tuned] = {}
+
+    def collect(
+        self, questions: Sequence[Question], budgets: Sequence[int], intern: LanguageModel | None = None, **options: Any
+    ) -> Table:
+        """A table of these models; ``options`` of :func:`zfu_lib.reasoning.tandem.collect`."""
+        options = {"format": self.format, "transport": self.profile.transport} | options
+        limits = {"mentor_tokens": self.profile.limit, "intern_tokens": self.profile.limit, "force_tokens": 8}
+        if self.profile.questions != "chaincalc":
+            limits["force_tokens"] = 2048
+        return collect(questions, self.mentor, intern or self.intern, budgets, **limits | options)
+
+    @cached_property
+    def tuning(self) -> Table:
+        """The questions that classifiers and thresholds see."""
+        return self.collect(self.tuning_questions, self.profile.budgets)
+
+    @cached_property
+    def test(self) -> Table:
+        """The questions that nothing is tuned on."""
+        return self.collect(self.questions, self.profile.budgets, force=self.profile.forced)
+
+    def tuned(self, seed: int) -> Tuned:
+        """Fits and tunes one seed, once."""
+        if seed not in self._tuned:
+            self._tuned[seed] = self._tune(seed)
+        return self._tuned[seed]
+
+    def _tune(self, seed: int) -> Tuned:
+        tuning, test = self.tuning, self.test
+        split = split_by_question(tuning.qid, SHARES, seed)
+
+        def classify(change: Callable[[Table], np.ndarray], kind: str = self.profile.kind) -> Any:
+            x = change(tuning)
+            made = SufficiencyClassifier(kind, seed=seed)
+            early = (x[split.early], tuning.correct[split.early])
+            made.fit(x[split.fit], tuning.correct[split.fit], early if kind != "logistic" else None)
+            return made, made.scores(change(test)), made.scores(x[split.threshold])
+
+        classifier, scores, held = classify(lambda t: t.features)
+        others = {
+            "question only": classify(lambda t: routing.question_only(t.features))[1],
+            "lengths only": classify(lengths)[1],
+            "stage only": classify(lambda t: np.zeros((*t.correct.shape, 1)))[1],
+            "logistic": classify(lambda t: t.features, "logistic")[1],
+        }
+        part = tuning.take(split.threshold)
+        found = routing.sweep(part, held)
+        best = routing.choose(found)
+        fixed_costs = [routing.fixed(part, k).cost("paper").mean() for k in (1, part.stages)]
+        caps = np.linspace(fixed_costs[0], 1.02 * fixed_costs[1], 12)
+        rows = dict.fromkeys(routing.choose(found, "cost-aware", cap=cap) for cap in caps)
+        target = part.alone_correct.mean() - GAP / 100
+        enough = np.flatnonzero(found.accuracy >= target)
+        matched = enough[np.argmin(found.cost[enough])] if len(enough) else best
+        outcome = routing.replay(test, scores, found.tau[best])
+        own = routing.sweep(test, scores)
+        return Tuned(
+            classifier,
+            found.tau[best],
+            scores,
+            others,
+            outcome,
+            routing.replay(test, scores, found.tau[matched]),
+            tuple(routing.replay(test, scores, found.tau[row]) for row in rows),
+            100 * float(own.accuracy.max() - outcome.accuracy),
+            split,
+        )
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of the classifiers."""
+        return range(self.profile.seeds)
+
+    def alone(self) -> dict[str, Interval]:
+        """Accuracy, percent, of both models alone and of the intern at each fixed level."""
+        t = self.test
+        rows = {"intern alone": t.correct[:, 0]}
+        rows |= {f"level {k}, {b} mentor tokens": t.correct[:, k] for k, b in enumerate(self.profile.budgets, 1)}
+        return {name: points(right) for name, right in (rows | {"mentor alone": t.alone_correct}).items()}
+
+    def gate(self) -> dict[str, Interval]:
+        """What the claims require: skill over the commonest answer, the mentor's lead, and cut answers."""
+        t = self.test
+        chance = np.array([q.gold == commonest(self.questions) for q in self.questions], float)
+        cut = np.concatenate([t.truncated, t.alone_truncated[:, None]], 1).mean(1)
+        return {
+            "skill_mentor": points(t.alone_correct - chance),
+            "skill_intern": points(t.correct[:, 0] - chance),
+            "gap_mentor_intern": points(t.alone_correct.astype(float) - t.correct[:, 0]),
+            "truncated": points(cut),
+        }
+
+    def outcomes(self) -> dict[str, Interval]:
+        """Claims T1 to T4 and T13 without its control, and the oracle's room."""
+        t, tuned = self.test, [self.tuned(s) for s in self.seeds]
+        right = np.array([x.outcome.correct for x in tuned], float)
+        matched = np.array([x.matched.correct for x in tuned], float)
+        mentor = routing.single_mentor(t)
+        levels, oracle = t.correct[:, 1:] @ slope_weights(t.stages), routing.oracle(t, allow_t0=False)
+        best = max(range(1, t.stages + 1), key=lambda k: t.correct[:, k].mean())
+        found = {
+            "tandem_minus_mentor": points(right - t.alone_correct),
+            "tandem_minus_intern": points(right - t.correct[:, 0]),
+            "matched_minus_mentor": points(matched - t.alone_correct),
+            "level_trend": points(levels),
+            "first_level_minus_none": points(t.correct[:, 1].astype(float) - t.correct[:, 0]),
+            "gain_medium_intern": points(t.correct[:, -1].astype(float) - t.correct[:, 0]),
+            "oracle_minus_best_fixed": points(oracle.correct.astype(float) - t.correct[:, best]),
+        }
+        for name, law in (("cost_ratio_matched", "paper"), ("cost_ratio_matched_honest", "honest")):
+            found[name] = ratio(np.array([x.matched.cost(law) for x in tuned]), mentor.cost(law))
+        found["cost_ratio_tandem"] = ratio(np.array([x.outcome.cost("paper") for x in tuned]), mentor.cost("paper"))
+        return found
+
+    def curves(self, cost: routing.Cost = "paper") -> tuple[list[Curve], dict[str, Curve]]:
+        """Accuracy against cost on the test questions: Tandem, one curve per seed, and its rivals by name."""
+        t, first = self.test, self.tuned(0)
+        rivals = {
+            "fixed levels": curve("fixed levels", [routing.fixed(t, k) for k in range(1, t.stages + 1)], cost),
+            "cascade": curve("cascade", [routing.cascade(t, first.scores[:, 0], tau) for tau in cuts(first)], cost),
+            "budget forcing": curve(
+                "budget forcing",
+                [*(routing.budget_forcing(t, j) for j in range(len(t.forced_budgets))), routing.single_mentor(t)],
+                cost,
+            ),
+        }
+        return [curve("Tandem", self.tuned(s).curve_points, cost) for s in self.seeds], rivals
+
+    def rivals(self) -> dict[str, Interval | None]:
+        """Claims T5 and T6: Tandem minus a rival at equal cost, points; None where they share no cost."""
+        ours, theirs = self.curves()
+        names = {
+            "tandem_minus_best_fixed_equal_cost": "fixed levels",
+            "tandem_minus_cascade": "cascade",
+            "tandem_minus_budget_forcing": "budget forcing",
+        }
+        return {name: equal_cost(ours, theirs[rival]) for name, rival in names.items()}
+
+    def random_stop(self) -> Interval:
+        """Tandem minus the same stages dealt out at random, points: what the classifier knows of single questions."""
+        t = self.test
+        pairs = [(self.tuned(s).outcome, s) for s in self.seeds]
+        return points([o.correct.astype(float) - routing.random_stop(t, o.stage, s).correct for o, s in pairs])
+
+    def classifier(self) -> dict[str, Interval]:
+        """Claim T14: AUC within each stage, and over what needs no insight; bootstrap over questions and seeds. NaN for
+        a stage where all answers are right or all are wrong."""
+        t, tuned = self.test, [self.tuned(s) for s in self.seeds]
+
+        def within(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            return np.array([routing.auc(scores[rows, k], t.correct[rows, k]) for k in range(1, t.stages + 1)])
+
+        rng, n = np.random.default_rng(0), len(t.qid)
+        names = [f"auc_stage_{k}" for k in range(1, t.stages + 1)]
+        names += ["auc_minus_question_only", "auc_minus_length_only"]
+
+        def once(rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+            own = np.mean([within(tuned[s].scores, rows) for s in seeds], 0)
+            less = [
+                own.mean() - np.mean([within(tuned[s].others[other], rows).mean() for s in seeds])
+                for other in ("question only", "lengths only")
+            ]
+            return np.array([*own, *less])
+
+        mean = once(np.arange(n), self.seeds)
+        drawn = np.array([once(rng.integers(0, n, n), rng.integers(0, len(tuned), len(tuned))) for _ in range(200)])
+        low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+        how = "bootstrap over questions and seeds"
+        return {name: Interval(*map(float, row), n, how) for name, *row in zip(names, mean, low, high, strict=True)}
+
+    def reliability(self) -> list[tuple[float, float, int]]:
+        """Mean score, share sufficient and number per bin, stages 1 to T, seeds pooled."""
+        scores = np.concatenate([self.tuned(s).scores[:, 1:] for s in self.seeds])
+        return routing.reliability(scores, np.concatenate([self.test.correct[:, 1:]] * self.profile.seeds))
+
+    def controls(self) -> dict[str, Interval]:
+        """Claims T13 and T15: insights of another question, filler of the same length, and the same words without
+        order, on the first ``controls`` test questions, paired."""
+        p, m = self.profile, self.profile.controls
+        asked, t = self.questions[:m], self.test.take(np.arange(m))
+        first, last = p.budgets[0], p.budgets[-1]
+        whole = self.insights(asked, last)
+        others = {q.qid: whole[(i + 1) % m] for i, q in enumerate(asked)}
+
+        def foreign(question: Question, insight: str) -> str:
+            return self.mentor.truncate(others[question.qid], self.mentor.count(insight))
+
+        right = {"foreign": self.collect(asked, (first, last), edit=foreign).correct}
+        for name, edit in (("filler", self._filler), ("unstructured", unstructured)):
+            right[name] = self.collect(asked, (last,), edit=edit).correct
+        return {
+            "first_level_minus_foreign": points(t.correct[:, 1].astype(float) - right["foreign"][:, 1]),
+            "structure_minus_foreign": points(t.correct[:, -1].astype(float) - right["foreign"][:, 2]),
+            "structure_minus_filler": points(t.correct[:, -1].astype(float) - right["filler"][:, 1]),
+            "structure_minus_unstructured": points(t.correct[:, -1].astype(float) - right["unstructured"][:, 1]),
+        }
+
+    def insights(self, questions: Sequence[Question], budget: int) -> list[str]:
+        """What the mentor writes within a budget."""
+        from zfu_lib.lm.protocol import GenRequest
+
+        stop = (*self.format.insight_end, *self.format.mentor_stop)
+        prompts = [self.format.mentor(q) for q in questions]
+        requests = [GenRequest(p.prompt, p.prefill, budget, stop, thinking=p.thinking) for p in prompts]
+        return [result.text for result in self.mentor.generate(requests)]
+
+    def _filler(self, question: Question, insight: str) -> str:
+        word = " ;" if self.profile.questions == "chaincalc" else " ..."
+        return word.strip() + word * (self.mentor.count(insight) - 1)
+
+    def transports(self) -> dict[str, Interval]:
+        """Accuracy, percent, of the last level by each transport on the first ``controls`` test questions."""
+        m, last = self.profile.controls, self.profile.budgets[-1]
+        found = {"prompt": points(self.test.correct[:m, -1])}
+        for transport in ("continuation", "hint"):
+            table = self.collect(self.questions[:m], (last,), transport=transport, measure=False)
+            found[transport] = points(table.correct[:, -1])
+        return found
+
+    def regimes(self) -> dict[str, Interval]:
+        """Percent right of a model as small as the intern that was taught every chain: alone, and with the last level.
+
+        The intern never saw a long chain solved without insights, so its gap to the mentor is one of training as well
+        as of size; this model tells them apart."""
+        if self.profile.equal is None:
+            return {}
+        m, last = self.profile.controls, self.profile.budgets[-1]
+        t = self.collect(self.questions[:m], (last,), self._load(self.profile.equal), measure=False)
+        return {"equal_alone": points(t.correct[:, 0]), "equal_aided": points(t.correct[:, 1])}
+
+    def description(self) -> str:
+        """Which models, how large, and how many questions."""
+        p = self.profile
+        return (
+            f"Mentor {self.mentor.name} with {self.mentor.n_params:,} parameters (embeddings not counted), intern "
+            f"{self.intern.name} with {self.intern.n_params:,}; {p.tuning} questions to fit and tune on, {p.test} to "
+            f"test on; budgets of {', '.join(map(str, p.budgets))} mentor tokens; {p.seeds} seeds of the classifier."
+        )
+
+    def omitted(self) -> dict[str, str]:
+        """Measurements of the claims that this test bed cannot make, with the reason."""
+        transfer = "no tiny model has learnt this world: the training budget did not reach for it"
+        names = {
+            name: transfer
+            for world in ("stackprog", "chronofacts")
+            for name in (
+                f"gap_{world}",
+                f"level_gain_{world}",
+                f"auc_transfer_{world}",
+                f"auc_transfer_{world}_over_stage_only",
+                f"transfer_minus_fixed_{world}",
+            )
+        }
+        calculator = "no intern trained on more arithmetic than its mentor is committed"
+        names |= dict.fromkeys(("calculator_step_advantage", "gap_mentor_calculator"), calculator)
+        names |= dict.fromkeys(("gap_cross_family", "gain_cross_family"), "no mentor of another family is committed")
+        sizes = "interns of three sizes are not committed"
+        names |= dict.fromkeys(("gain_medium_minus_small", "gain_medium_minus_large"), sizes)
+        names |= dict.fromkeys(("http_differences", "gain_http_mentor"), "this run starts no server")
+        names["humaneval_tandem_minus_fixed"] = "HumanEval is not part of this run"
+        return names
+
+    def brief(self) -> dict[str, Interval]:
+        """Claim T11: a mentor that writes no search, stopped at the last level (no classifier is trained for it)."""
+        m, last = self.profile.controls, self.profile.budgets[-1]
+        t = self.collect(self.questions[:m], (last,), format=ChainFormat(brief=True), measure=False)
+        high, mentor = routing.fixed(t, 1), routing.single_mentor(t)
+        alone = t.correct[:, 0].astype(float)
+        return {
+            "gap_nonthinking_mentor_intern": points(t.alone_correct - alone),
+            "nonthinking_minus_intern": points(high.correct - alone),
+            "nonthinking_minus_mentor": points(high.correct.astype(float) - t.alone_correct),
+            "nonthinking_cost_ratio": ratio(high.cost("paper"), mentor.cost("paper")),
+        }
+
+    def latency(self) -> Interval:
+        """Claim T12: seconds of Tandem over the mentor's, as batches shared them. Batches answer many questions at
+        once, so this is work, not waiting; one question at a time is timed by :func:`one_at_a_time`."""
+        seconds = np.array([self.tuned(s).outcome.seconds for s in self.seeds])
+        return ratio(seconds, routing.single_mentor(self.test).seconds)
+
+    def smallest_effect(self) -> float:
+        """Points that the test questions show at 15% discordance (McNemar, 80% power)."""
+        return detectable(len(self.questions), 0.15)
+
+
+def points(values: Any) -> Interval:
+    """Percent or points: mean over questions, of an array ``[n]`` or ``[seeds, n]``."""
+    return crossed(100 * np.asarray(values, float))
+
+
+def slope_weights(stages: int) -> np.ndarray:
+    """Weights that turn the values at levels 1 ... T into their least-squares slope per level."""
+    x = np.arange(stages) - (stages - 1) / 2
+    return x / (x @ x)
+
+
+def cuts(tuned: Tuned) -> np.ndarray:
+    """Thresholds of a cascade that send every twelfth of the questions more to the mentor."""
+    s = tuned.scores[:, 0]
+    return np.array([-np.inf, *np.quantile(s, np.linspace(1 / 12, 11 / 12, 11)), np.inf])
+
+
+def lengths(table: Table) -> np.ndarray:
+    """What can be known without reading: tokens of question and insight, and the stage (told to every classifier)."""
+    question = np.broadcast_to(table.n_score[:, :1], table.n_mentor.shape)
+    return np.stack([question, table.n_mentor], -1).astype(float)
+
+
+def commonest(questions: Sequence[Question]) -> str:
+    """The answer that most questions have."""
+    answers = [q.gold for q in questions]
+    return max(sorted(set(answers)), key=answers.count)
+
+
+def unstructured(question: Question, insight: str) -> str:
+    """The words of an insight without headings and line breaks, in another order (drawn by the question's text)."""
+    import zlib
+
+    words = [w for w in insight.split() if w not in (*world.HEADINGS, ":")]
+    order = np.random.default_rng(zlib.crc32(question.text.encode())).permutation(len(words))
+    return " ".join(words[i] for i in order)
