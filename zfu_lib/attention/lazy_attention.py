@@ -8,7 +8,8 @@
    :func:`removed_mass`, :func:`gaussian_sparsity`, :func:`gaussian_mass`.
 4. The switches and rivals of the experiments: :func:`normalise`.
 
-The offset carries the sign of the public code, + tau / i with tau = -1 at the start; Eq. 5 as the reviews quote it has - tau and +1.
+The offset carries the sign of the public code, + tau / i with tau = -1 at the start; Eq. 5 as the reviews quote it has
+- tau and +1.
 
 Letters: B batch, H heads, T queries, S keys, D head width.
 """

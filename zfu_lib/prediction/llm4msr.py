@@ -110,7 +110,8 @@ class MetaNetwork(nn.Module):
         text: H.
         width_in, width_out: I and O of the generated layer.
         rank: R, width of the code z; a direct map has H·I·O weights, this one R·(H + I·O).
-        start: ``zero``: W = b = 0 for every text; ``usual``: W as ``nn.Linear`` starts, plus a small part that depends on the text.
+        start: ``zero``: W = b = 0 for every text; ``usual``: W as ``nn.Linear`` starts, plus a small part that
+            depends on the text.
     """
 
     def __init__(self, text: int, width_in: int, width_out: int, rank: int, start: str) -> None:
