@@ -28,6 +28,7 @@ MINI = replace(
     train=TrainConfig(steps=6, batch_size=2, seq_len=256, lr=1e-3, warmup=2),
     examples=lambda n, seed, progress: [(prompt(p), solution(p)) for p in chaincalc.problems(n, seed, levels=(1, 2))],
     evaluate=lambda model, n: [Score("tokens counted", model.count("fig fig"), n, 0.5)],
+    initialise=None,
 )
 
 
