@@ -339,8 +339,8 @@ class Lab:
         )
         if p != asked:
             text += (
-                f" Scaled down for a CPU: on real logs {p.log_epochs} of {asked.log_epochs} epochs and one learning rate "
-                f"({p.rates[0]:g}) instead of a search among {len(asked.rates)} for each arm."
+                f" Scaled down for a CPU: on real logs {p.log_epochs} of {asked.log_epochs} epochs and one learning "
+                f"rate ({p.rates[0]:g}) instead of a search among {len(asked.rates)} for each arm."
             )
         return text
 
