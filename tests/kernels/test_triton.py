@@ -382,6 +382,7 @@ def test_without_a_gpu_the_error_says_what_to_do(monkeypatch):
         ({"q": (2, 4, 1, 16)}, "one query per row"),
         ({"k": (2, 3, 6, 16), "v": (2, 3, 6, 16)}, "multiple"),
         ({"v": (2, 2, 6, 8)}, "one shape"),
+        ({"k": (2, 2, 0, 16), "v": (2, 2, 0, 16), "distance": (0,)}, "k is empty"),
         ({"distance": (7,)}, "distance"),
     ],
 )
