@@ -75,7 +75,7 @@ def check_decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, distance: to
         got = f"shape {tuple(q.shape)}" if isinstance(q, torch.Tensor) else type(q).__name__
         raise ValueError(f"q must be a tensor [B, H, D], one query per row; got {got}")
     S = k.shape[2] if isinstance(k, torch.Tensor) and k.ndim == 4 else 1
-    check_qkv(q[:, :, None].expand(-1, -1, S, -1), k, v)
+    check_qkv(q[:, :, None].expand(-1, -1, max(S, 1), -1), k, v)
     if not isinstance(distance, torch.Tensor) or tuple(distance.shape) not in ((S,), (q.shape[0], S)):
         got = tuple(distance.shape) if isinstance(distance, torch.Tensor) else type(distance).__name__
         raise ValueError(

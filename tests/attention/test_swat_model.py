@@ -129,6 +129,21 @@ def test_cached_equals_full(variant, pieces):
     assert cache.get_seq_length() == 23
 
 
+@pytest.mark.parametrize("variant", ["swat", "balanced-gqa", "full-sigmoid"])
+def test_on_a_gpu_a_kernel_reads_the_cache(variant, decode_by_kernel):
+    """It gives the logits of PyTorch: with a padded row, past the end of a window, for as many slots as there are."""
+    model, ids = build(variant, torch.float32), tokens(2, 14)
+    ids[0, :3], mask = 0, torch.ones_like(ids)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask, use_cache=False).logits[:, 8:]
+        logits, calls = decode_by_kernel(model, ids, mask, 8)
+    assert calls == 6 * model.config.num_hidden_layers
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    _, calls = decode_by_kernel(model, ids[:, :9], mask, 8)
+    assert not calls, "the kernel has no gradient, so where one may be asked for PyTorch computes"
+
+
 @torch.no_grad()
 def test_cached_equals_full_in_fp32_far_into_a_text():
     model, ids = build(dtype=torch.float32), tokens(1, 3000)
@@ -165,6 +180,27 @@ def test_without_a_window_the_cache_grows_and_keeps_all():
     full = model(ids)
     torch.testing.assert_close(torch.cat(logits, 1), full.logits, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(model(ids, logits_to_keep=3).logits, full.logits[:, -3:], rtol=1e-10, atol=1e-10)
+
+
+@variants
+@torch.no_grad()
+def test_packed_documents_are_read_as_if_alone(variant):
+    """In the fast path and where weights are formed: nothing of another document is seen."""
+    model, ids = build(variant), tokens(2, 40)
+    lengths = ([11, 1, 28], [40])
+    document = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in lengths])
+    packed = model(ids, document=document).logits
+    for row, pieces in enumerate(lengths):
+        alone = [model(part).logits for part in ids[row : row + 1].split(pieces, dim=1)]
+        torch.testing.assert_close(packed[row : row + 1], torch.cat(alone, 1), rtol=1e-9, atol=1e-9)
+    shown = model(ids, document=document, output_attentions=True)
+    torch.testing.assert_close(shown.logits, packed, rtol=1e-9, atol=1e-9)
+    apart = document[:, None, :, None] != document[:, None, None, :]
+    assert all((A.masked_select(apart) == 0).all() for A in shown.attentions)
+    ids[0, 4] = ids[0, 4] % (VOCAB - 1) + 1
+    changed = (model(ids, document=document).logits != packed).any(-1)
+    assert changed[0, 4]
+    assert not changed[0, 11:].any(), "to the last bit"
 
 
 @variants
@@ -390,6 +426,8 @@ def test_impossible_configurations_are_refused(changes, says):
         ({"input_ids": tokens(1, 4), "attention_mask": torch.ones(1, 1, 4, 4)}, "attention_mask"),
         ({"input_ids": tokens(1, 4), "past_key_values": DynamicCache()}, "DynamicCache"),
         ({"input_ids": tokens(1, 4), "position_ids": torch.arange(4)[None]}, "position_ids"),
+        ({"input_ids": tokens(1, 4), "document": torch.zeros(1, 3, dtype=torch.int64)}, "one integer per token"),
+        ({"input_ids": tokens(1, 4), "document": torch.zeros(1, 4, dtype=torch.int64), "use_cache": True}, "not both"),
     ],
 )
 def test_bad_calls_are_refused(arguments, says):

@@ -10,7 +10,7 @@ import torch
 
 from zfu_lib.attention import swat as method
 from zfu_lib.data.hub import hub_corpus
-from zfu_lib.experiments import swat
+from zfu_lib.experiments import language, swat
 from zfu_lib.lm import harness
 from zfu_lib.lm.tokenizer import byte_tokenizer
 from zfu_lib.report import claims, statistics, verdicts
@@ -214,7 +214,7 @@ def test_exponents_of_power_laws():
 
 
 def test_full_profile_says_how_far_a_cpu_scales_it_down(monkeypatch):
-    monkeypatch.setitem(swat.CORPORA, "books", swat.CORPORA["standard"])
+    monkeypatch.setitem(language.CORPORA, "books", language.CORPORA["standard"])
     lab = swat.Lab(swat.FULL, device="cpu")
     assert "Scaled down for a CPU" in lab.description()
     assert "50 times" in lab.description()
@@ -244,7 +244,7 @@ def test_paper_path_in_miniature(tmp_path, monkeypatch):
             model, tokenizer, [harness.multiple_choice(task, tmp_path / "task.jsonl") for task in tasks], **options
         )
 
-    monkeypatch.setitem(swat.CORPORA, "fineweb-edu", corpus)
+    monkeypatch.setitem(language.CORPORA, "fineweb-edu", corpus)
     monkeypatch.setattr(swat, "TOKENIZER", str(tmp_path / "tokenizer"))
     monkeypatch.setattr(swat, "evaluate", local)
     monkeypatch.setenv("ZFU_CHECKPOINTS", str(tmp_path / "checkpoints"))

@@ -147,7 +147,12 @@ good = {"q": (1, 4, 8, 2), "k": (1, 2, 8, 2), "v": (1, 2, 8, 2)}
         ({"q": (4, 8, 2)}, {}, "q must be a tensor"),
         ({"v": (1, 2, 8, 3)}, {}, "k and v must have one shape"),
         ({"q": (1, 4, 0, 2), "k": (1, 2, 0, 2), "v": (1, 2, 0, 2)}, {}, "empty"),
+        ({"k": (1, 3, 8, 2), "v": (1, 3, 8, 2)}, {}, "multiple"),
+        ({"k": (1, 2, 9, 2), "v": (1, 2, 9, 2)}, {}, "agree in B, T and D"),
         ({}, {"window": 0}, "window"),
+        ({}, {"window": -3}, "window"),
+        ({}, {"window": 2.0}, "window"),
+        ({}, {"window": True}, "window"),
         ({}, {"tau": torch.zeros(2)}, "tau"),
         ({}, {"tau": -1.0}, "tau"),
         ({}, {"tau": torch.zeros(4, dtype=torch.int64)}, "tau"),
@@ -255,8 +260,24 @@ def test_the_same_bits_every_time():
         return (out, *torch.autograd.grad(out.square().sum(), (q, k, v, bias, tau)))
 
     first = run()
-    for _ in range(20):
+    for _ in range(100):
         assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_strides(backend):
+    """Heads between positions and columns, every second column, one number as the whole gradient."""
+    tensors = draw(2, 2, 90, 8, grad=True)
+
+    def run(*tensors):
+        out = elastic_softmax_attention(*tensors, tau=torch.tensor([-1.0, -0.3]), window=20, backend=backend)
+        return (out, *torch.autograd.grad(out.sum(), tensors))
+
+    expected = run(*tensors)
+    for change in (lambda x: x.mT.contiguous().mT, lambda x: x.detach().repeat_interleave(2, -1)[..., ::2]):
+        found = run(*(change(x).detach().requires_grad_() for x in tensors))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])

@@ -258,7 +258,7 @@ def test_the_same_bits_every_time():
         return (out, *torch.autograd.grad(out.square().sum(), (q, k, v)))
 
     first = run()
-    for _ in range(20):
+    for _ in range(100):
         assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
 
 
@@ -290,6 +290,22 @@ def test_parts_of_larger_tensors(T):
         results.append((*outs, grad))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_strides(backend):
+    """Heads between positions and columns, every second column, one number as the whole gradient."""
+    tensors = draw(2, 2, 90, 8, grad=True)
+
+    def run(*tensors):
+        out = sliding_window_attention(*tensors, window=20, slopes=torch.tensor([-0.5, 0.3]), backend=backend)
+        return (out, *torch.autograd.grad(out.sum(), tensors))
+
+    expected = run(*tensors)
+    for change in (lambda x: x.mT.contiguous().mT, lambda x: x.detach().repeat_interleave(2, -1)[..., ::2]):
+        found = run(*(change(x).detach().requires_grad_() for x in tensors))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_changed_slopes_are_not_served_from_the_cache():

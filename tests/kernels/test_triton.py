@@ -1,7 +1,7 @@
 """The Triton kernels against the reference in fp64: on a GPU where there is one, else in Triton's interpreter.
 
 The interpreter takes about a second for a case, so shapes are small there and few are drawn; ZFU_KERNEL_EXAMPLES=200
-draws more. It cannot compute bfloat16, which is left to GPUs.
+draws more and repeats more often. It cannot compute bfloat16, which is left to GPUs.
 """
 
 import math
@@ -21,7 +21,7 @@ GPU = torch.cuda.is_available() and not tiles.INTERPRETED
 DEVICE = "cuda" if GPU else "cpu"
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * GPU
 EXAMPLES = int(os.environ.get("ZFU_KERNEL_EXAMPLES", 200 if GPU else 3))
-REPEATS = 100 if GPU else 1
+REPEATS = min(EXAMPLES // 2, 100)
 
 # numpy, which computes in the interpreter, warns of what a GPU does silently: exp2 of much is inf, rows past the end.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
@@ -223,6 +223,10 @@ def test_any_strides(operator, heads):
     for tensors in (moved, spread):
         for ours, theirs in zip(run(operator, tensors, options, "triton"), expected, strict=True):
             assert torch.equal(ours, theirs)
+    # The same memory for every head, and for every element of a gradient, as out.sum() hands it back.
+    shared = [x[:, :1].expand_as(x) for x in (q, k, v)] + [do[:1, :1, :1, :1].expand_as(do)]
+    expected = run(operator, [x.contiguous() for x in shared], options, "triton")
+    assert all(map(torch.equal, run(operator, shared, options, "triton"), expected))
 
 
 @every_operator
@@ -275,6 +279,23 @@ def test_decoding_is_as_good_as_eager(S, window, tau, dtype):
         rounding = torch.finfo(dtype).eps * v.abs().max()
         assert ours.dtype == dtype
         assert (ours - truth).abs().max() <= 2 * (eager - truth).abs().max() + rounding
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("tau", [None, -0.5, 0.2])
+def test_decoding_a_row_that_sees_nothing_gives_zeros(backend, tau):
+    """And leaves the other rows as they are."""
+    (q, k, v, _), _ = draw(30, 16, B=2)
+    distance = torch.arange(29, -1, -1, device=DEVICE).repeat(2, 1)
+    hidden = distance.clone()
+    hidden[1] = -1
+    for step, heads in (
+        (sliding_window_decode, learned(2, slope=0.5)),
+        (elastic_softmax_decode, learned(2, bias=9, tau=tau)),
+    ):
+        before, out = (step(q[:, :, 0], k, v, d, backend=backend, **heads) for d in (distance, hidden))
+        assert torch.equal(out[0], before[0])
+        assert (out[1] == 0).all()
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
@@ -361,6 +382,7 @@ def test_without_a_gpu_the_error_says_what_to_do(monkeypatch):
         ({"q": (2, 4, 1, 16)}, "one query per row"),
         ({"k": (2, 3, 6, 16), "v": (2, 3, 6, 16)}, "multiple"),
         ({"v": (2, 2, 6, 8)}, "one shape"),
+        ({"k": (2, 2, 0, 16), "v": (2, 2, 0, 16), "distance": (0,)}, "k is empty"),
         ({"distance": (7,)}, "distance"),
     ],
 )

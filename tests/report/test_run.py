@@ -207,3 +207,12 @@ def test_source_is_shown_by_name_without_importing_its_module(shown):
     for name in ("zfu_kernels.sigmoid_window.triton:nothing", "zfu_kernels.nowhere:x"):
         with pytest.raises(ValueError, match="to show"):
             runs.show(name)
+
+
+def test_a_curve_holds_the_intervals_over_seeds_cut_to_what_can_be() -> None:
+    by_seed = [[0.2, 0.9], [0.4, 1.0], [0.3, 0.8]]
+    plain, cut = figures.curve([1, 2], by_seed), figures.curve([1, 2], by_seed, within=(0, 1))
+    expected = [statistics.over_seeds(column) for column in zip(*by_seed, strict=True)]
+    assert [*zip(plain["y"], plain["low"], plain["high"], strict=True)] == [interval[:3] for interval in expected]
+    assert plain["high"][1] > 1
+    assert cut == plain | {"high": [plain["high"][0], 1]}

@@ -19,6 +19,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from zfu_lib.attention.cache import RollingCache
+from zfu_lib.attention.ops import document_starts, runs_on_gpu
 from zfu_lib.attention.swat import rotary_table, rotate
 
 
@@ -120,7 +121,10 @@ class Pass(NamedTuple):
     decode: bool  # the single new key is read from the cache too
     # Given only where weights must be formed one by one: over a cache, beside padding, or when they are asked for.
     distance_TS: torch.Tensor | None
-    hidden_BHTS: torch.Tensor | None  # padded keys, of those at these distances
+    hidden_BHTS: torch.Tensor | None  # padded keys and those of other documents, of those at these distances
+    # Given instead where a kernel reads the cache: distances of its slots, negative where one is hidden.
+    slot_BS: torch.Tensor | None
+    document: torch.Tensor | None
     shared: Any  # what DecoderModel.share returns
 
 
@@ -146,8 +150,11 @@ class DecoderAttention(nn.Module):
             elif this.decode:
                 k_BKTD, v_BKTD = this.cache.kept(self.layer, this.cache.held)
 
-        if this.distance_TS is None:
-            o_BHTD, weights = self.attend(q_BHTD, k_BKTD, v_BKTD, this), None
+        weights = None
+        if this.slot_BS is not None:
+            o_BHTD = self.read(q_BHTD[:, :, 0], k_BKTD, v_BKTD, this)[:, :, None]
+        elif this.distance_TS is None:
+            o_BHTD = self.attend(q_BHTD, k_BKTD, v_BKTD, this)
         else:
             if self.K < self.H:
                 k_BKTD, v_BKTD = (x.repeat_interleave(self.H // self.K, dim=1) for x in (k_BKTD, v_BKTD))
@@ -168,8 +175,12 @@ class DecoderAttention(nn.Module):
         """The output ``[B, H, T, D]`` for as many keys as queries and no padding."""
         raise NotImplementedError
 
+    def read(self, q_BHD, k_BKSD, v_BKSD, this: Pass) -> torch.Tensor:
+        """The output ``[B, H, D]`` of one query against the slots of a cache, by a kernel."""
+        raise NotImplementedError
+
     def weigh(self, q_BHTD, k_BHSD, this: Pass) -> torch.Tensor:
-        """The weights ``[B, H, T, S]`` for keys at ``this.distance_TS``."""
+        """The weights ``[B, H, T, S]`` for keys at ``this.distance_TS``, 0 for ``this.hidden_BHTS``."""
         raise NotImplementedError
 
 
@@ -210,6 +221,7 @@ class DecoderModel(DecoderPreTrainedModel):
 
     attention_class: type[DecoderAttention]
     forms_weights = False  # True: always form the weights, also where no cache and no padding asks for it
+    has_decode_kernel = False  # True: DecoderAttention.read works
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
@@ -263,10 +275,25 @@ class DecoderModel(DecoderPreTrainedModel):
             if real_BS is not None:
                 # A padded query keeps itself, so that no softmax row is empty; nobody else sees a padded key.
                 hidden_BHTS = ~real_BS[:, None, None, :] & (distance_TS != 0)
-        shared = self.share(x_BTE, distance_TS, hidden_BHTS, document)
-        return Pass(table, cache, append, decode, distance_TS, hidden_BHTS, shared)
+            if document is not None:
+                start_BT = document_starts(document)
+                apart_BHTS = start_BT[:, None, :, None] != start_BT[:, None, None, :]
+                hidden_BHTS = apart_BHTS if hidden_BHTS is None else hidden_BHTS | apart_BHTS
+        slot_BS = None
+        if decode and not want_weights and self._reads_by_kernel(x_BTE):
+            slot_BS = distance_TS.expand(x_BTE.shape[0], -1)
+            if hidden_BHTS is not None:
+                slot_BS = slot_BS.masked_fill(hidden_BHTS[:, 0, 0], -1)
+            distance_TS = hidden_BHTS = None
+        shared = self.share(x_BTE, distance_TS, hidden_BHTS)
+        return Pass(table, cache, append, decode, distance_TS, hidden_BHTS, slot_BS, document, shared)
 
-    def share(self, x_BTE, distance_TS, hidden_BHTS, document) -> Any:
+    def _reads_by_kernel(self, x_BTE: torch.Tensor) -> bool:
+        """The decoding kernels have no gradient."""
+        q_like = x_BTE[:, :, : self.config.head_dim]
+        return self.has_decode_kernel and not torch.is_grad_enabled() and runs_on_gpu(q_like)
+
+    def share(self, x_BTE, distance_TS, hidden_BHTS) -> Any:
         """What the attention of every layer needs to know of this pass, as ``Pass.shared``."""
         raise NotImplementedError
 
@@ -286,6 +313,9 @@ class DecoderModel(DecoderPreTrainedModel):
         x_BTE = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if 0 in x_BTE.shape:
             raise ValueError(f"no tokens: the input has shape {tuple(x_BTE.shape[:2])}")
+        if document is not None and document.shape != x_BTE.shape[:2]:
+            B, T = x_BTE.shape[:2]
+            raise ValueError(f"document must be one integer per token, ({B}, {T}); got {tuple(document.shape)}")
         this = self._prepare(x_BTE, attention_mask, past_key_values, output_attentions, document)
         hidden_states, attentions = [], []
         for layer in self.layers:
@@ -352,8 +382,8 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             past_key_values: from an earlier call; made here if ``use_cache``. In training the default is no cache.
             output_attentions: also the weights of every layer ``[B, H, T, S]`` (S > T over a cache, in slot order).
             logits_to_keep: only the last so many positions; 0 for all.
-            document: integers ``[B, T]`` for packed documents, where the model can read them; a new one begins
-                wherever the number changes, and nothing is seen across. Not together with a cache.
+            document: integers ``[B, T]`` for packed documents; a new one begins wherever the number changes, and
+                nothing is seen across. Not together with a cache.
 
         Raises:
             ValueError: both or neither of ids and embeddings, no tokens, a mask or cache of another kind,

@@ -9,7 +9,7 @@ The decoder around it is that of :mod:`zfu_lib.attention.decoder`. Registered wi
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from zfu_lib.attention.decoder import DecoderAttention, DecoderConfig, DecoderForCausalLM, DecoderModel, Pass
 from zfu_lib.attention.lazy_attention import NORMALISERS, distance_bias, elastic_softmax_attention, normalise
-from zfu_lib.attention.ops import document_starts
+from zfu_lib.attention.ops import elastic_softmax_decode
 
 
 class LazyConfig(DecoderConfig):
@@ -94,7 +94,19 @@ class LazyAttention(DecoderAttention):
             bias=self.distance_bias,
             tau=self.tau,
             window=self.config.window,
-            document=this.shared.document,
+            document=this.document,
+        )
+
+    def read(self, q_BHD, k_BKSD, v_BKSD, this: Pass) -> torch.Tensor:
+        return elastic_softmax_decode(
+            q_BHD,
+            k_BKSD,
+            v_BKSD,
+            this.slot_BS,
+            bias=self.distance_bias,
+            tau=self.tau,
+            window=self.config.window,
+            backend="triton",
         )
 
     def logits(self, q_BHTD: torch.Tensor, k_BHSD: torch.Tensor, distance_TS: torch.Tensor) -> torch.Tensor:
@@ -109,17 +121,12 @@ class LazyAttention(DecoderAttention):
         """Eq. 5 for keys at any distance; i counts the keys that are seen."""
         return normalise(
             self.logits(q_BHTD, k_BHSD, this.distance_TS),
-            this.shared.seen,
+            this.shared,
             normaliser=self.config.normaliser,
             tau=self.tau,
             scaled=self.config.tau_scaled,
             renormalise=self.config.renormalise,
         )
-
-
-class _Shared(NamedTuple):
-    seen: torch.Tensor | None
-    document: torch.Tensor | None
 
 
 class LazyModel(DecoderModel):
@@ -134,26 +141,24 @@ class LazyModel(DecoderModel):
         config = self.config
         return config.normaliser not in ("elastic", "softmax") or config.renormalise or not config.tau_scaled
 
-    def share(self, x_BTE, distance_TS, hidden_BHTS, document) -> Any:
+    @property
+    def has_decode_kernel(self) -> bool:
+        return not self.forms_weights
+
+    def share(self, x_BTE, distance_TS, hidden_BHTS) -> torch.Tensor | None:
         """Which keys are seen, where weights are formed."""
-        B, T, _ = x_BTE.shape
-        if document is not None and tuple(document.shape) != (B, T):
-            raise ValueError(f"document must be one integer per token, ({B}, {T}); got {tuple(document.shape)}")
         if distance_TS is None:
-            return _Shared(None, document)
+            return None
         seen = distance_TS >= 0
         if self.config.window is not None:
             seen = seen & (distance_TS < self.config.window)
         if hidden_BHTS is not None:
             seen = seen & ~hidden_BHTS
-        if document is not None:
-            start_BT = document_starts(document)
-            seen = seen & (start_BT[:, None, :, None] == start_BT[:, None, None, :])
-        return _Shared(seen, document)
+        return seen
 
 
 class LazyForCausalLM(DecoderForCausalLM):
-    """The language model, see :class:`~zfu_lib.attention.decoder.DecoderForCausalLM`; ``document`` is understood."""
+    """The language model, see :class:`~zfu_lib.attention.decoder.DecoderForCausalLM`."""
 
     config_class = LazyConfig
     trunk_class = LazyModel

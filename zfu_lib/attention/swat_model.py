@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from zfu_lib.attention.decoder import DecoderAttention, DecoderConfig, DecoderForCausalLM, DecoderModel, Pass
+from zfu_lib.attention.ops import sliding_window_decode
 from zfu_lib.attention.swat import SLOPE_MODES, balanced_slopes, logit_bias, sliding_window_attention
 
 
@@ -85,6 +86,20 @@ class SwatAttention(DecoderAttention):
             slopes=slopes,
             activation=self.activation,
             sigmoid_bias=self.sigmoid_bias,
+            document=this.document,
+        )
+
+    def read(self, q_BHD, k_BKSD, v_BKSD, this: Pass) -> torch.Tensor:
+        slopes, _ = this.shared
+        return sliding_window_decode(
+            q_BHD,
+            k_BKSD,
+            v_BKSD,
+            this.slot_BS,
+            window=self.window,
+            slopes=slopes,
+            sigmoid_bias=self.sigmoid_bias,
+            backend="triton",
         )
 
     def weigh(self, q_BHTD, k_BHSD, this: Pass) -> torch.Tensor:
@@ -100,11 +115,14 @@ class SwatModel(DecoderModel):
     config_class = SwatConfig
     attention_class = SwatAttention
 
-    def share(self, x_BTE, distance_TS, hidden_BHTS, document) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    @property
+    def has_decode_kernel(self) -> bool:
+        """The kernel knows the sigmoid; softmax, the control, forms its weights."""
+        return self.config.activation == "sigmoid"
+
+    def share(self, x_BTE, distance_TS, hidden_BHTS) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Slopes, and what Eq. 5 adds to q.k/sqrt(D) where weights are formed."""
         config, slopes = self.config, None
-        if document is not None:
-            raise ValueError("this model cannot keep packed documents apart; give it one document a row")
         if config.slopes is not None:
             ratio = tuple(config.slopes_ratio) if config.slopes_ratio else None
             dtype = torch.float64 if x_BTE.dtype == torch.float64 else torch.float32

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,40 +23,38 @@ from torch import Tensor
 from zfu_lib.attention import lazy_attention as method
 from zfu_lib.attention.lazy_model import LazyConfig, LazyForCausalLM
 from zfu_lib.data import needle, triggers
-from zfu_lib.data.text import Corpus
-from zfu_lib.experiments.swat import CORPORA, MICRO_BATCH_TOKENS, pair_loss
+from zfu_lib.experiments.language import (
+    FINEWEB_EDU,
+    FULL_COST,
+    PAPER_SCALE,
+    QUICK_COST,
+    LanguageLab,
+    LanguageProfile,
+)
 from zfu_lib.lm.evaluate import loss_by_position
-from zfu_lib.lm.train import TrainConfig, TrainLog, random_slices, train
+from zfu_lib.lm.train import BatchFn, TrainConfig, TrainLog, random_slices, train
 from zfu_lib.report import paths
-from zfu_lib.report.profiles import Cost, Download, Profile
+from zfu_lib.report.profiles import Cost
 from zfu_lib.report.statistics import Interval, over_seeds, proportion
 
 
 @dataclass(frozen=True)
-class LazyProfile(Profile):
+class LazyProfile(LanguageProfile):
     """What the chapter trains. ``length`` is the training length T in tokens and the length of the bias table;
-    ``tokens`` the budget of each arm and seed, ``batch_tokens`` of one step; ``evaluation_tokens`` the held-out text
-    that every loss is measured on; ``stretch`` the multiples of T that are read; ``starts`` the places of the fixed
-    token in claim Z10; ``task_steps`` the steps of the two generated tasks; ``extra`` further arms to train."""
+    ``stretch`` the multiples of T that are read; ``starts`` the places of the fixed token in claim Z10; ``look_steps``
+    and ``recall_steps`` the steps of the two generated tasks; ``extra`` further arms to train."""
 
-    corpus: str
-    layers: int
-    width: int
-    heads: int
     length: int
-    tokens: int
-    batch_tokens: int
-    learning_rate: float
-    evaluation_tokens: int
     stretch: tuple[int, ...]
     starts: tuple[int, ...]
-    task_steps: int
+    look_steps: int
+    recall_steps: int
     extra: tuple[str, ...] = ()
 
 
 QUICK = LazyProfile(
     profile="quick",
-    cost=Cost(machine="2 CPU cores", minutes=3, memory_gb=1.5),
+    cost=QUICK_COST,
     seeds=3,
     corpus="standard",
     layers=2,
@@ -69,19 +67,14 @@ QUICK = LazyProfile(
     evaluation_tokens=16_384,
     stretch=(1, 2, 4),
     starts=(1, 9, 17),
-    task_steps=200,
+    look_steps=600,
+    recall_steps=200,
 )
 EXTRA = ("softmax1", "entmax15", "sigmoid", "half", "magnitude", "lazy_short")
 FULL = replace(
     QUICK,
     profile="full",
-    cost=Cost(
-        machine="one GPU with 24 GB",
-        minutes=25,
-        memory_gb=8,
-        gpu_memory_gb=20,
-        data=("gutenberg_books", "wikitext2", "tinyshakespeare"),
-    ),
+    cost=FULL_COST,
     corpus="books",
     layers=6,
     width=384,
@@ -92,10 +85,10 @@ FULL = replace(
     learning_rate=1e-3,
     evaluation_tokens=262_144,
     starts=(1, 2, 5, 9, 17, 33),
-    task_steps=400,
+    recall_steps=400,
     extra=EXTRA,
 )
-# Width, depth, heads, context, steps and rate of the public 340M configuration; what the paper used is not confirmed.
+# The public 340M configuration; what the paper used is not confirmed.
 PAPER = replace(
     FULL,
     profile="paper",
@@ -105,21 +98,10 @@ PAPER = replace(
         memory_gb=64,
         gpu_memory_gb=100,
         disk_gb=5,
-        downloads=(
-            Download("HuggingFaceFW/fineweb-edu (sample-100BT, the part streamed)", 60),
-            Download("emozilla/pg19 (test)", 0.1),
-            Download("meta-llama/Llama-2-7b-hf (tokenizer only)", 0.01),
-        ),
+        downloads=FINEWEB_EDU,
     ),
-    corpus="fineweb-edu",
-    layers=24,
-    width=1024,
-    heads=16,
+    **PAPER_SCALE,
     length=4096,
-    tokens=15_000_000_000,
-    batch_tokens=524_288,
-    learning_rate=4e-4,
-    evaluation_tokens=4_194_304,
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
 
@@ -180,58 +162,42 @@ ARMS = {
 }
 
 
-class Lab:
+class Lab(LanguageLab[LazyProfile]):
     """Trains arms on demand, once per seed, and measures them.
 
     The arms of a seed start from the same weights and see the same texts in the same order; all are evaluated on the
     same held-out texts, spread evenly over the held-out documents. Intervals are over seeds, given those texts.
     """
 
-    def __init__(self, profile: LazyProfile, device: str | None = None) -> None:
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        scaled = profile.profile == "full" and self.device == "cpu"
-        self.profile = replace(profile, **FULL_ON_CPU) if scaled else profile
-        self.asked = profile
-        self.corpus: Corpus = CORPORA[profile.corpus]()
-        self.start_token = self.corpus.vocabulary
-        self._trained: dict[tuple[str, int], tuple[LazyForCausalLM, History]] = {}
+    on_cpu = FULL_ON_CPU
+
+    @property
+    def start_token(self) -> int:
+        """The fixed token, which the corpus does not have."""
+        return self.corpus.vocabulary
+
+    def _length(self, profile: LazyProfile) -> str:
+        return f"T = {profile.length}"
 
     def description(self) -> str:
         """What will be trained, on what, and how far that is from what the profile asks for on a GPU."""
-        p, asked = self.profile, self.asked
-        millions = sum(x.numel() for x in self.build("lazy", 0).parameters()) / 1e6
-        text = (
-            f"Models here: {p.layers} layers of width {p.width}, {millions:.2f}M parameters, texts of T = {p.length}, "
-            f"{p.tokens / 1e6:g}M bytes of the {self.corpus.name} corpus per arm and seed "
-            f"({p.tokens / len(self.corpus.train):.2g} epochs), {p.seeds} seeds, on {self.device}."
-        )
-        if p != asked:
-            text += (
-                f" Scaled down for a CPU: the profile asks for {asked.layers} layers of width {asked.width}, "
-                f"T = {asked.length} and {asked.tokens / 1e6:g}M bytes, {asked.tokens / p.tokens:.0f} times as many."
-            )
-        return text
+        return self._describe(sum(x.numel() for x in self.build("lazy", 0).parameters()))
 
     def build(self, name: str, seed: int, **changes: object) -> LazyForCausalLM:
         """An untrained model of an arm; ``changes`` overrides fields of its configuration."""
-        p, arm = self.profile, ARMS[name]
-        config = {
-            "vocab_size": self.corpus.vocabulary + 1,
-            "hidden_size": p.width,
-            "num_hidden_layers": p.layers,
-            "num_attention_heads": p.heads,
+        arm = ARMS[name]
+        config = self._shape(self.corpus.vocabulary + 1) | {
             "normaliser": arm.normaliser,
-            "bias_length": round(arm.bias * p.length),
+            "bias_length": round(arm.bias * self.profile.length),
             "tau_init": arm.tau_init,
             "tau_form": arm.tau_form,
             "tau_scaled": arm.tau_scaled,
             "renormalise": arm.renormalise,
-            "initializer_range": p.width**-0.5,
         }
         torch.manual_seed(seed)
         return LazyForCausalLM(LazyConfig(**config | changes)).to(self.device)
 
-    def _batches(self, seed: int, start: int, batch: int) -> Callable[[int], Tensor]:
+    def _batches(self, seed: int, batch: int, start: int = 1) -> BatchFn:
         slices = random_slices(self.corpus.train, self.profile.length, batch, seed)
 
         def batch_fn(step: int) -> Tensor:
@@ -241,25 +207,10 @@ class Lab:
 
         return batch_fn
 
-    def _schedule(self, seed: int) -> TrainConfig:
-        p = self.profile
-        batch = max(1, p.batch_tokens // p.length)
-        steps = max(2, p.tokens // (batch * p.length))
-        micro = max(1, MICRO_BATCH_TOKENS // p.length)
-        return TrainConfig(
-            steps,
-            batch,
-            p.length,
-            p.learning_rate,
-            warmup=max(1, steps // 10),
-            seed=seed,
-            dtype="auto",
-            micro_batch=micro if micro < batch else 0,
-        )
-
     def _train(self, name: str, seed: int) -> tuple[LazyForCausalLM, History]:
         if (name, seed) not in self._trained:
-            arm, config, model = ARMS[name], self._schedule(seed), self.build(name, seed)
+            arm, p, model = ARMS[name], self.profile, self.build(name, seed)
+            config = self._schedule(p.tokens, p.length, seed)
             history, few = History([], [], []), self.sample(arm.start, texts=4)
 
             def remember(step: int, log: TrainLog) -> None:
@@ -270,7 +221,7 @@ class Lab:
                     history.mass.append(layer_mass(model, few))
 
             groups = model.parameter_groups(config.weight_decay, lr_scale=arm.lr_scale, freeze_after=arm.freeze_after)
-            batches = self._batches(seed, arm.start, config.batch_size)
+            batches = self._batches(seed, config.batch_size, arm.start)
             train(model, batches, config, device=self.device, groups=groups, on_step=remember)
             self._trained[name, seed] = model.eval(), history
         return self._trained[name, seed]
@@ -291,10 +242,8 @@ class Lab:
 
     def text(self, length: int, start: int = 1) -> np.ndarray:
         """Held-out text in pieces of ``length`` tokens, the fixed token in its place: int64 [pieces, length]."""
-        p, stream = self.profile, self.corpus.validation
-        longest = max(p.stretch) * p.length
-        begins = np.linspace(0, len(stream) - longest, max(1, p.evaluation_tokens // longest)).astype(int)
-        whole = np.stack([stream[b : b + longest] for b in begins]).astype(np.int64)
+        longest = max(self.profile.stretch) * self.profile.length
+        whole = self._held_out(longest).astype(np.int64)
         pieces = whole[:, : longest // length * length].reshape(-1, length)
         pieces[:, start - 1] = self.start_token
         return pieces
@@ -311,13 +260,8 @@ class Lab:
 
     def counting_loss(self) -> np.ndarray:
         """Held-out loss of a table of symbol pairs counted on the texts the arms were trained on: [seeds]."""
-        found, text = [], self.text(self.profile.length)
-        for seed in range(self.profile.seeds):
-            config = self._schedule(seed)
-            batches = self._batches(seed, 1, config.batch_size)
-            read = torch.cat([batches(step) for step in range(min(config.steps, 4096))]).numpy()
-            found.append(pair_loss(read, text, self.corpus.vocabulary + 1))
-        return np.array(found)
+        length = self.profile.length
+        return self._counting_loss(self._batches, length, self.text(length), self.start_token + 1)
 
     def sample(self, start: int = 1, texts: int = 32) -> Tensor:
         """Held-out texts of the training length: int64 [texts, T]."""
@@ -373,10 +317,10 @@ class Lab:
 
         def batch(step: int) -> Tensor:
             return torch.from_numpy(
-                triggers.trigger_batch(np.random.default_rng((seed, step)), 16, length, transitions).tokens
+                triggers.trigger_batch(np.random.default_rng((seed, step)), TASK_ROWS, length, transitions).tokens
             )
 
-        model = self._task_model(name, seed, batch, length, 16, 1e-2, shape)
+        model = self._task_model(name, seed, batch, length, self.profile.look_steps, 1e-2, shape)
         test = triggers.trigger_batch(np.random.default_rng((seed, 10**6)), 256, length, transitions)
         tokens = torch.from_numpy(test.tokens).to(self.device)
         with torch.inference_mode():
@@ -416,12 +360,12 @@ class Lab:
             return tokens, np.where(absent, none, answers), absent, distance
 
         def batch(step: int) -> tuple[Tensor, Tensor]:
-            tokens, answers, *_ = questions(np.random.default_rng((seed, step)), 16, length)
+            tokens, answers, *_ = questions(np.random.default_rng((seed, step)), TASK_ROWS, length)
             targets = np.full_like(tokens, -100)
             targets[:, -1] = answers
             return torch.from_numpy(tokens), torch.from_numpy(targets)
 
-        model = self._task_model(name, seed, batch, length, 16, 5e-3, shape)
+        model = self._task_model(name, seed, batch, length, self.profile.recall_steps, 5e-3, shape)
         right, on_value, mass = {"present": [], "absent": []}, [], {"present": [], "absent": []}
         for size in lengths:
             tokens, answers, absent, distance = questions(
@@ -430,7 +374,9 @@ class Lab:
             said, rows = [], []
             with torch.inference_mode():
                 for part in torch.from_numpy(tokens).to(self.device).split(max(1, 16_384 // size)):
-                    out = model(part, output_attentions=True)
+                    # Weights of the question's row alone: those of all rows would be the square of the stream.
+                    cache = model(part[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+                    out = model(part[:, -1:], past_key_values=cache, output_attentions=True)
                     said.append(out.logits[:, -1].argmax(-1).cpu().numpy())
                     rows.append(out.attentions[0][:, :, -1].cpu().numpy())
             said, rows = np.concatenate(said), np.concatenate(rows)
@@ -441,10 +387,10 @@ class Lab:
                 mass[kind].append(float(rows[which].sum(-1).mean()))
         return Recall(list(lengths), right["present"], right["absent"], on_value, mass["present"], mass["absent"])
 
-    def _task_model(self, name, seed, batch, length, rows, rate, shape) -> LazyForCausalLM:
+    def _task_model(self, name, seed, batch, length, steps, rate, shape) -> LazyForCausalLM:
         shape = {"bias_length": length if ARMS[name].bias else 0, "hidden_size": 64, "initializer_range": 0.125} | shape
-        model, steps = self.build(name, seed, **shape), self.profile.task_steps
-        config = TrainConfig(steps, rows, length, rate, warmup=steps // 10, seed=seed)
+        model = self.build(name, seed, **shape)
+        config = TrainConfig(steps, TASK_ROWS, length, rate, warmup=steps // 10, seed=seed)
         train(model, batch, config, device=self.device, groups=model.parameter_groups(config.weight_decay))
         return model.eval()
 
@@ -465,8 +411,8 @@ def layer_mass(model: LazyForCausalLM, tokens_BT: Tensor) -> list[float]:
     return [float(A[..., A.shape[-1] // 2 :, :].sum(-1).mean()) for A in weights]
 
 
-# Questions asked at each length.
-RECALL_ITEMS = 128
+# Streams in a step of the generated tasks, and questions asked at each length.
+TASK_ROWS, RECALL_ITEMS = 16, 128
 
 
 class Recall(NamedTuple):

@@ -23,54 +23,33 @@ from transformers import AutoTokenizer
 
 from zfu_lib.attention.swat import receptive_field, sliding_window_attention
 from zfu_lib.attention.swat_model import SwatConfig, SwatForCausalLM
-from zfu_lib.data.hub import hub_corpus
 from zfu_lib.data.needle import needle_batch
-from zfu_lib.data.text import Corpus, books_corpus, standard_corpus
+from zfu_lib.experiments.language import (
+    FINEWEB_EDU,
+    FULL_COST,
+    PAPER_SCALE,
+    QUICK_COST,
+    TOKENIZER,
+    LanguageLab,
+    LanguageProfile,
+)
 from zfu_lib.lm.evaluate import loss_by_length, loss_by_position
 from zfu_lib.lm.harness import evaluate
-from zfu_lib.lm.train import TrainConfig, TrainLog, random_slices, train
+from zfu_lib.lm.train import BatchFn, TrainLog, random_slices, train
 from zfu_lib.report import paths
-from zfu_lib.report.profiles import Cost, Download, Profile
+from zfu_lib.report.figures import curve
+from zfu_lib.report.profiles import Cost, Download
 from zfu_lib.report.statistics import Interval, over_seeds, proportion
-
-TOKENIZER = "meta-llama/Llama-2-7b-hf"
-
-
-def fineweb_edu() -> Corpus:
-    """FineWeb-Edu with PG-19 as the other domain, in tokens of Llama 2 (sections 5.1 and 5.3)."""
-    return hub_corpus(
-        "HuggingFaceFW/fineweb-edu",
-        name="sample-100BT",
-        split="train",
-        tokenizer=TOKENIZER,
-        train_tokens=15_000_000_000,
-        held_out_tokens=16_777_216,
-        ood="emozilla/pg19",
-        ood_options={"split": "test"},
-    )
-
-
-CORPORA = {"standard": standard_corpus, "books": books_corpus, "fineweb-edu": fineweb_edu}
 
 
 @dataclass(frozen=True)
-class SwatProfile(Profile):
-    """What the chapter trains. ``tokens`` is the budget of each arm and seed, ``batch_tokens`` of one step.
-
-    ``evaluation_tokens`` is the length of held-out text that every loss is measured on; ``sweep`` the training
-    lengths (in windows) of claim S8; ``longest`` the longest evaluation text (in windows); ``needle_tokens`` the
-    budget of the recall model. ``benchmarks`` are lm-evaluation-harness tasks as ``task:metric``, if any.
+class SwatProfile(LanguageProfile):
+    """What the chapter trains. ``sweep`` holds the training lengths (in windows) of claim S8; ``longest`` is the
+    longest evaluation text (in windows); ``needle_tokens`` the budget of the recall model. ``benchmarks`` are
+    lm-evaluation-harness tasks as ``task:metric``, if any.
     """
 
-    corpus: str
-    layers: int
-    width: int
-    heads: int
     window: int
-    tokens: int
-    batch_tokens: int
-    learning_rate: float
-    evaluation_tokens: int
     sweep: tuple[int, ...]
     longest: int
     needle_tokens: int
@@ -81,7 +60,7 @@ class SwatProfile(Profile):
 
 QUICK = SwatProfile(
     profile="quick",
-    cost=Cost(machine="2 CPU cores", minutes=3, memory_gb=1.5),
+    cost=QUICK_COST,
     seeds=3,
     corpus="standard",
     layers=2,
@@ -102,13 +81,7 @@ FULL = replace(
     QUICK,
     profile="full",
     seeds=3,
-    cost=Cost(
-        machine="one GPU with 24 GB",
-        minutes=25,
-        memory_gb=8,
-        gpu_memory_gb=20,
-        data=("gutenberg_books", "wikitext2", "tinyshakespeare"),
-    ),
+    cost=FULL_COST,
     corpus="books",
     layers=6,
     width=384,
@@ -122,8 +95,8 @@ FULL = replace(
     needle_tokens=8_000_000,
     train_at_longest=True,
 )
-# Width, depth and heads of the public 340M configuration; window, learning rate and batch are not confirmed for Table 1
-# (256 keys are in the early public configuration, 4e-4 and 0.5M tokens in the paper whose baselines it quotes).
+# Window, learning rate and batch are not confirmed for Table 1 (256 keys are in the early public configuration, 4e-4
+# and 0.5M tokens in the paper whose baselines it quotes).
 PAPER = replace(
     FULL,
     profile="paper",
@@ -133,22 +106,10 @@ PAPER = replace(
         memory_gb=64,
         gpu_memory_gb=100,
         disk_gb=5,
-        downloads=(
-            Download("HuggingFaceFW/fineweb-edu (sample-100BT, the part streamed)", 60),
-            Download("emozilla/pg19 (test)", 0.1),
-            Download("meta-llama/Llama-2-7b-hf (tokenizer only)", 0.01),
-            Download("eight lm-evaluation-harness tasks", 0.5),
-        ),
+        downloads=(*FINEWEB_EDU, Download("eight lm-evaluation-harness tasks", 0.5)),
     ),
-    corpus="fineweb-edu",
-    layers=24,
-    width=1024,
-    heads=16,
+    **PAPER_SCALE,
     window=256,
-    tokens=15_000_000_000,
-    batch_tokens=524_288,
-    learning_rate=4e-4,
-    evaluation_tokens=4_194_304,
     benchmarks=(
         "lambada_openai:acc",
         "piqa:acc",
@@ -211,11 +172,7 @@ ARMS = {
 }
 
 
-# Tokens that go through a model at once; more are accumulated.
-MICRO_BATCH_TOKENS = 32_768
-
-
-class Lab:
+class Lab(LanguageLab[SwatProfile]):
     """Trains arms on demand, once per seed, and measures them.
 
     The arms of a seed start from the same weights; those with the same training length see the same texts in the same
@@ -223,45 +180,23 @@ class Lab:
     between arms are paired. Intervals are over seeds, given those texts.
     """
 
-    def __init__(self, profile: SwatProfile, device: str | None = None) -> None:
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        scaled = profile.profile == "full" and self.device == "cpu"
-        self.profile = replace(profile, **FULL_ON_CPU) if scaled else profile
-        self.asked = profile
-        self.corpus: Corpus = CORPORA[profile.corpus]()
-        self._trained: dict[tuple[str, int], tuple[SwatForCausalLM, TrainLog]] = {}
+    on_cpu = FULL_ON_CPU
+
+    def _length(self, profile: SwatProfile) -> str:
+        return f"ω = {profile.window}"
 
     def description(self) -> str:
         """What will be trained, on what, and how far that is from what the profile asks for on a GPU."""
-        p, asked = self.profile, self.asked
-        millions = sum(x.numel() for x in self.build(ARMS["full"], 0).parameters()) / 1e6
-        epochs = p.tokens / len(self.corpus.train)
-        text = (
-            f"Models here: {p.layers} layers of width {p.width}, {millions:.2f}M parameters, ω = {p.window}, "
-            f"{p.tokens / 1e6:g}M bytes of the {self.corpus.name} corpus per arm and seed ({epochs:.2g} epochs), "
-            f"{p.seeds} seeds, on {self.device}."
-        )
-        if p != asked:
-            text += (
-                f" Scaled down for a CPU: the profile asks for {asked.layers} layers of width {asked.width}, "
-                f"ω = {asked.window} and {asked.tokens / 1e6:g}M bytes, {asked.tokens / p.tokens:.0f} times as many."
-            )
-        return text
+        return self._describe(sum(x.numel() for x in self.build(ARMS["full"], 0).parameters()))
 
     def build(self, arm: Arm, seed: int, **changes: object) -> SwatForCausalLM:
         """An untrained model of an arm; ``changes`` overrides fields of its configuration."""
-        p = self.profile
-        config = {
-            "vocab_size": self.corpus.vocabulary,
-            "hidden_size": p.width,
-            "num_hidden_layers": p.layers,
-            "num_attention_heads": p.heads,
-            "window": p.window if arm.windowed else None,
+        config = self._shape(self.corpus.vocabulary) | {
+            "window": self.profile.window if arm.windowed else None,
             "activation": arm.activation,
             "slopes": arm.slopes,
             "rope": arm.rope,
             "sigmoid_bias": arm.sigmoid_bias,
-            "initializer_range": p.width**-0.5,
         }
         torch.manual_seed(seed)
         return SwatForCausalLM(SwatConfig(**config | changes)).to(self.device)
@@ -305,10 +240,7 @@ class Lab:
 
     def text(self, *, ood: bool = False) -> np.ndarray:
         """The held-out texts: [texts, longest·ω] bytes, evenly spaced over the corpus."""
-        p, stream = self.profile, self.corpus.ood if ood else self.corpus.validation
-        size = p.longest * p.window
-        starts = np.linspace(0, len(stream) - size, p.evaluation_tokens // size).astype(int)
-        return np.stack([stream[start : start + size] for start in starts])
+        return self._held_out(self.profile.longest * self.profile.window, ood=ood)
 
     def loss_by_position(self, name: str, length: int, *, windowed: bool | None = None) -> np.ndarray:
         """Held-out loss at each position of texts of ``length`` windows, mean over texts: [seeds, length·ω - 1]."""
@@ -318,19 +250,13 @@ class Lab:
         return np.array([loss_by_position(m, text, **options, device=self.device).mean(axis=0) for m in readers])
 
     def counting_loss(self) -> np.ndarray:
-        """Held-out loss of a table of symbol pairs counted on the texts the arms were trained on: [seeds].
+        """Held-out loss of a table of symbol pairs counted on the texts the arms were trained on: [seeds]."""
+        length = 8 * self.profile.window
 
-        The least a language model must beat, see :func:`pair_loss`.
-        """
-        p, vocabulary = self.profile, self.corpus.vocabulary
-        text = self.text().reshape(-1, 8 * p.window)
-        found = []
-        for seed in range(p.seeds):
-            config = self._schedule(p.tokens, 8 * p.window, seed)
-            batches = random_slices(self.corpus.train, 8 * p.window, config.batch_size, seed)
-            read = torch.cat([batches(step) for step in range(min(config.steps, 4096))]).numpy()
-            found.append(pair_loss(read, text, vocabulary))
-        return np.array(found)
+        def batches(seed: int, size: int) -> BatchFn:
+            return random_slices(self.corpus.train, length, size, seed)
+
+        return self._counting_loss(batches, length, self.text().reshape(-1, length), self.corpus.vocabulary)
 
     def benchmark_gap(self) -> dict[str, np.ndarray]:
         """Differences of the mean accuracy over the profile's benchmarks, in points, each [seeds]; empty where the
@@ -459,35 +385,6 @@ class Lab:
                 reader = self.build(replace(ARMS[name], windowed=windowed), seed)
                 reader.load_state_dict(model.state_dict())
                 yield reader.eval()
-
-    def _schedule(self, tokens: int, length: int, seed: int, rate: float | None = None) -> TrainConfig:
-        batch = max(1, self.profile.batch_tokens // length)
-        steps = max(2, tokens // (batch * length))
-        rate = rate or self.profile.learning_rate
-        micro = max(1, MICRO_BATCH_TOKENS // length)
-        return TrainConfig(
-            steps,
-            batch,
-            length,
-            rate,
-            warmup=max(1, steps // 10),
-            seed=seed,
-            dtype="auto",
-            micro_batch=micro if micro < batch else 0,
-        )
-
-
-def pair_loss(read: np.ndarray, text: np.ndarray, vocabulary: int) -> float:
-    """Loss on ``text`` of a table of symbol pairs counted in ``read``, integers [texts, T] each, in nats.
-
-    p(b|a) = (count(ab) + 2 p(b)) / (count(a) + 2).
-    """
-    pairs = np.bincount(
-        (read[:, :-1].astype(np.int64) * vocabulary + read[:, 1:]).ravel(), minlength=vocabulary * vocabulary
-    ).reshape(vocabulary, vocabulary)
-    single = pairs.sum(axis=0) + 0.1
-    chance = (pairs + 2 * single / single.sum()) / (pairs.sum(axis=1, keepdims=True) + 2)
-    return float(-np.log(chance[text[:, :-1], text[:, 1:]]).mean())
 
 
 # Questions asked at each distance.
@@ -775,16 +672,8 @@ def doublings(longest: int) -> list[int]:
     return [2**i for i in range(longest.bit_length()) if 2**i <= longest]
 
 
-def curve(x: Sequence[float], by_seed: np.ndarray | Sequence[Sequence[float]]) -> dict[str, list[float]]:
-    """Mean and 95% interval over seeds at each x, for :func:`zfu_lib.report.figures.lines`; ``by_seed`` is
-    [seeds, len(x)]."""
-    found = [over_seeds(column) for column in np.asarray(by_seed, dtype=float).T]
-    ends = {field: [getattr(interval, field) for interval in found] for field in ("low", "high")}
-    return {"x": list(x), "y": [interval.mean for interval in found], **ends}
-
-
 def binned(by_position: np.ndarray, size: int) -> dict[str, list[float]]:
-    """:func:`curve` of losses by position [seeds, positions], averaged over bins of ``size`` positions."""
+    """A curve of losses by position [seeds, positions], averaged over bins of ``size`` positions."""
     bins = by_position.shape[1] // size
     means = by_position[:, : bins * size].reshape(len(by_position), bins, size).mean(axis=2)
     return curve([size * (i + 0.5) for i in range(bins)], means)

@@ -32,7 +32,7 @@ def elastic_softmax_decode(
         q_BHD: one query per row ``[B, H, D]``, already rotated.
         k_BKSD, v_BKSD: the slots of a cache ``[B, Hkv, S, D]``, keys rotated where they stood.
         distance: integers ``[S]`` or ``[B, S]``, how far before the query a slot's key stands; negative where a slot is
-            empty or hidden. Every row must see a key.
+            empty or hidden. A row that sees no slot gives 0.
         bias, tau, window: as for :func:`~zfu_kernels.elastic_softmax.elastic_softmax_attention`.
         backend: ``"reference"``, ``"triton"``, or ``"auto"``.
 

@@ -26,14 +26,13 @@ def elastic_weights(
 
     Args:
         z_BHTS: logits, fp32 or fp64: at tau = -1 a weight may be the difference of two numbers near 1/i.
-        seen: bool, broadcasts to ``[B, H, T, S]``; every row sees a key.
+        seen: bool, broadcasts to ``[B, H, T, S]``; a row that sees no key has only zeros.
         count: i, how many keys a row sees; broadcasts to ``[B, H, T, 1]``.
         tau_H: offsets; negative takes mass away, positive adds it; None for plain softmax.
     """
-    p_BHTS = torch.softmax(z_BHTS.masked_fill(~seen, -math.inf), dim=-1)
-    if tau_H is None:
-        return p_BHTS
-    w_BHTS = torch.relu(p_BHTS + tau_H.to(p_BHTS.dtype)[:, None, None] / count)
+    w_BHTS = torch.softmax(z_BHTS.masked_fill(~seen, -math.inf), dim=-1)
+    if tau_H is not None:
+        w_BHTS = torch.relu(w_BHTS + tau_H.to(w_BHTS.dtype)[:, None, None] / count)
     return w_BHTS.masked_fill(~seen, 0.0)
 
 

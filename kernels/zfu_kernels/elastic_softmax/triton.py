@@ -287,7 +287,8 @@ def _decode_values(
         row_sum = row_sum * tl.exp2(row_max - base)
         row_sum += tl.load(place + 1, mask=used, other=1.0) * tl.exp2(part_max - base)
         row_max, count = new_max, count + tl.load(place + 2, mask=used, other=1.0)
-    lse = (row_max + tl.log2(row_sum))[:, None]
+    # A row that sees nothing has only zeros.
+    lse = tl.where(row_max == -float("inf"), 0.0, row_max + tl.log2(row_sum))[:, None]
     acc = tl.zeros([BG, BD], tl.float32)
     for c0 in tl.range(first, tl.minimum(first + part, S), BN):
         n = c0 + tl.arange(0, BN)[None, :]

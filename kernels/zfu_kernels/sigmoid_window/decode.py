@@ -31,7 +31,7 @@ def sliding_window_decode(
         q_BHD: one query per row ``[B, H, D]``, already rotated.
         k_BKSD, v_BKSD: the slots of a cache ``[B, Hkv, S, D]``, keys rotated where they stood.
         distance: integers ``[S]`` or ``[B, S]``, how far before the query a slot's key stands; negative where a slot is
-            empty or hidden.
+            empty or hidden. A row that sees no slot gives 0.
         window, slopes, sigmoid_bias: as for :func:`~zfu_kernels.sigmoid_window.sliding_window_attention`.
         backend: ``"reference"``, ``"triton"``, or ``"auto"``.
 
