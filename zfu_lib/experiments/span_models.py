@@ -84,9 +84,10 @@ class Crf:
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder) / "crf")
             trainer.train(file)
-            model = Path(file).read_bytes()
+            # The tagger reads these bytes where they are and does not hold them.
+            self._model = Path(file).read_bytes()
         self._tagger = pycrfsuite.Tagger()
-        self._tagger.open_inmemory(model)
+        self._tagger.open_inmemory(self._model)
 
     def predict(self, sentences: Sequence[Sentence]) -> list[Spans]:
         """Spans of each sentence."""
