@@ -49,7 +49,7 @@ class SkillspanProfile(Profile):
     """What the chapter makes.
 
     ``train`` and ``test`` sentences per world; ``coded`` sentences go through the annotation pipeline; ``tagger_steps``
-    train the character classifier; ``fits`` settings of the simulated coders are tried for each explanation of an
+    train the character classifier; ``calibrated`` ads per split are held against the draft's table; ``fits`` settings of the simulated coders are tried for each explanation of an
     agreement; ``sample`` says whether the real sample is counted; ``base`` is a language model to be prompted and
     fine-tuned in ``sft_steps`` (empty: none).
     """
@@ -58,6 +58,7 @@ class SkillspanProfile(Profile):
     test: int
     coded: int
     tagger_steps: int
+    calibrated: int
     fits: int
     sample: bool
     base: str = ""
@@ -75,6 +76,7 @@ QUICK = SkillspanProfile(
     test=400,
     coded=200,
     tagger_steps=300,
+    calibrated=500,
     fits=300,
     sample=False,
 )
@@ -87,6 +89,7 @@ FULL = replace(
     test=3_000,
     coded=2_000,
     tagger_steps=6_000,
+    calibrated=2_000,
     fits=1_500,
     sample=True,
 )
@@ -110,7 +113,9 @@ PAPER = replace(
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
 # What one CPU thread changes; the run says so.
-FULL_ON_CPU = {"train": 4_000, "test": 1_500, "coded": 800, "tagger_steps": 1_500, "fits": 600}
+FULL_ON_CPU = {
+    "train": 2_000, "test": 1_000, "coded": 600, "tagger_steps": 1_000, "calibrated": 1_000, "fits": 500
+}  # fmt: skip
 
 
 class Lab:
@@ -242,7 +247,7 @@ def calibration(lab: Lab) -> dict[str, dict[str, list[float]]]:
     for split, mix in IMBALANCED.items():
         rows: dict[str, list[float]] = {name: [] for name in ("characters", "spans", *"LKST")}
         for seed in lab.seeds:
-            ads = zh_jobs.postings(500, 100 + seed, mix=mix, name=f"{split}_")
+            ads = zh_jobs.postings(lab.profile.calibrated, 100 + seed, mix=mix, name=f"{split}_")
             kinds = [mark.type for ad in ads for mark in ad.spans]
             rows["characters"].append(float(np.mean([len(ad.text) for ad in ads])))
             rows["spans"].append(len(kinds) / len(ads))
@@ -679,7 +684,8 @@ def by_source(lab: Lab) -> dict[str, dict[str, np.ndarray]]:
         for mix, rows in found.items():
             fitted = Crf(lab.train(seed, mix=mix), iterations=40)
             for source in zh_jobs.SOURCES:
-                ads = zh_jobs.postings(30, 500 + seed, mix={source: 1.0}, name=f"{source}_")[:150]
+                n = min(150, lab.profile.test)
+                ads = zh_jobs.postings(30, 500 + seed, mix={source: 1.0}, name=f"{source}_")[:n]
                 test = [sentence_of(ad) for ad in ads]
                 rows.setdefault(source, []).append(exact(test, fitted.predict(test)))
     return {mix: {source: np.array(v) for source, v in rows.items()} for mix, rows in found.items()}
