@@ -49,9 +49,9 @@ class SkillspanProfile(Profile):
     """What the chapter makes.
 
     ``train`` and ``test`` sentences per world; ``coded`` sentences go through the annotation pipeline; ``tagger_steps``
-    train the character classifier; ``calibrated`` ads per split are held against the draft's table; ``fits`` settings of the simulated coders are tried for each explanation of an
-    agreement; ``sample`` says whether the real sample is counted; ``base`` is a language model to be prompted and
-    fine-tuned in ``sft_steps`` (empty: none).
+    train the character classifier; ``calibrated`` ads per split are held against the draft's table; ``fits`` settings
+    of simulated coders are tried for each explanation of an agreement; ``sample`` says whether the real sample is
+    counted; ``base`` is a language model to be prompted and fine-tuned in ``sft_steps`` (empty: none).
     """
 
     train: int
