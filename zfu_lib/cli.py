@@ -456,6 +456,37 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
+def annotate(
+    folder: Annotated[Path, typer.Option(help="Where your work is kept; go on later with the same folder.")] = Path(
+        "annotations"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Which synthetic sentences.")] = 0,
+    sentences: Annotated[int, typer.Option(min=1, max=200, help="How many.")] = 20,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
+) -> None:
+    """Mark synthetic Chinese job ads in a page on this machine, and see your own agreement. Ctrl-C ends it."""
+    import webbrowser
+
+    from zfu_lib.experiments import annotate as pages
+
+    try:
+        session = pages.Session(folder, seed=seed, n=sentences)
+    except (pages.AnnotateError, OSError) as error:
+        raise Stop(Exit.USAGE, str(error)) from None
+    try:
+        with pages.served(session, port) as address:
+            _say(f"annotating in {folder}: {address} (Ctrl-C ends; what you marked is saved)")
+            if browser:
+                webbrowser.open(address)
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(3600)
+    except OSError as error:
+        raise Stop(Exit.USAGE, f"port {port}: {error.strerror}; --port 0 takes a free one") from None
+
+
+@app.command()
 def new(
     slug: Annotated[str, typer.Argument(help="Short name of the paper: lower case, digits, underscores.")],
     title: Annotated[str | None, typer.Option(help="Title of the paper.")] = None,

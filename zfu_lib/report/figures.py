@@ -7,6 +7,7 @@ A plot is described once (:class:`Plot`) and drawn twice, for a light and for a 
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,10 +16,12 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from zfu_lib.report import cjk
 from zfu_lib.report.statistics import over_seeds
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -228,8 +231,8 @@ def heat(
     return Plot(draw, {"matrix": np.round(values, 4).tolist()}, size=(3.6, 3.2))
 
 
-def switches(rows: Mapping[str, Sequence[bool]], *, xlabel: str) -> Plot:
-    """Yes (filled) or no (empty) along x, one named row each, first row on top; x counts from 0."""
+def switches(rows: Mapping[str, Sequence[bool]], *, xlabel: str, ticks: Sequence[str] = ()) -> Plot:
+    """Yes (filled) or no (empty) along x, one named row each, first row on top; x counts from 0 or has ``ticks``."""
 
     def draw(axes: Axes, theme: Theme) -> None:
         for i, states in enumerate(rows.values()):
@@ -239,11 +242,13 @@ def switches(rows: Mapping[str, Sequence[bool]], *, xlabel: str) -> Plot:
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if ticks:
+            axes.set_xticks(range(len(ticks)), ticks)
         axes.grid(visible=False)
         axes.set(xlabel=xlabel)
 
     data = {label: [bool(state) for state in states] for label, states in rows.items()}
-    return Plot(draw, data, size=(6.4, 0.9 + 0.34 * len(rows)))
+    return Plot(draw, data, size=(max(6.4, 0.6 + 0.2 * len(ticks)), 0.9 + 0.34 * len(rows)))
 
 
 def timeline(rows: Mapping[str, Sequence[tuple[float, str]]], *, xlabel: str) -> Plot:
@@ -322,6 +327,7 @@ def svg(plot: Plot, theme: str) -> str:
     """``plot`` as a self-contained SVG with a transparent background for a ``light`` or ``dark`` page."""
     look = THEMES[theme]
     style = {
+        "font.family": _families(),
         "font.size": 10,
         "axes.titlesize": 10,
         "legend.fontsize": 8.5,
@@ -353,6 +359,15 @@ def svg(plot: Plot, theme: str) -> str:
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
+
+
+@functools.cache
+def _families() -> list[str]:
+    """Fonts of every figure: what the first has no glyph for comes from the book's Chinese one."""
+    if not cjk.font().is_file():
+        return ["DejaVu Sans"]
+    font_manager.fontManager.addfont(cjk.font())
+    return ["DejaVu Sans", cjk.FAMILY]
 
 
 def plain(data: Any) -> Any:
