@@ -1,0 +1,357 @@
+"""A small model that reads dated biographies (:mod:`zfu_lib.data.worlds.chronobio`) and writes each step as text.
+
+Every step is a text of its own, the document first and what is wanted last::
+
+    ada employer alcorp 1951 to 1954 . ada employer borbank 2 years after end of alcorp for 3 years . ...
+    Question : which employer did ada have when zoe left galbank ?
+    Timeline :
+    ada employer alcorp 1951 to 1954
+    ada employer borbank 1954 + 2 = 1956 to 1956 + 3 = 1959
+
+:func:`ask` makes what is read and :func:`told` what should be written. Each way to an answer (directly, thinking first,
+beside a timeline) has the same number of examples, so that a difference between them is no difference of training.
+Decisions are learnt from what an item needs by construction. The model begins with the look-up head of
+:mod:`zfu_lib.lm.recipes.reasoning`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zfu_lib.data.worlds import chronobio
+from zfu_lib.data.worlds.chronobio import Item, Spec
+from zfu_lib.lm.protocol import GenRequest, LanguageModel
+from zfu_lib.lm.recipes.base import Example, Recipe, Score
+from zfu_lib.lm.recipes.reasoning import look_up_head
+from zfu_lib.lm.train import TrainConfig
+
+KINDS = ("in", "unknown", "previous", "next", "duration", "ordinal", "longer", "when", "later")
+"""The questions it is trained on (and date arithmetic); the others are left out, for a test on new kinds."""
+WORLD = Spec(
+    facts=3, distractors=1, relations=1, objects=16, years=(1950, 1999), shuffled=False, terse=True, kinds=KINDS
+)
+CONTEXT = 512
+HELD_OUT = 2_000_000_000
+"""Seeds from here on are never trained on."""
+DRILLS = 0.3
+"""Share of texts that are date arithmetic or a comparison of dates."""
+WORDS: tuple[str, ...] = tuple(
+    dict.fromkeys(
+        (
+            *("Question", "Split", "Timeline", "Answer", "Think", "Known", "Review", "Aggregate", "Need", "Rule"),
+            *(
+                "Steps",
+                "Example",
+                "Wide",
+                "Check",
+                "split",
+                "timeline",
+                "review",
+                "yes",
+                "no",
+                "A",
+                "B",
+                "AB",
+                "BA",
+                "O",
+            ),
+            *(".", ",", ":", "?", "+", "=", "->", "or", "each"),
+            *map(str, range(13)),
+            *map(str, range(1940, 2010)),
+            *chronobio.WORDS,
+        )
+    )
+)
+STEPS = (
+    *("need split", "need timeline", "need review"),
+    *("split", "timeline", "answer", "think", "aggregate", "review", "wide", "rule", "steps"),
+)
+HEADS = {step: f"{step.capitalize()} :" for step in STEPS}
+
+
+def ask(
+    step: str,
+    document: str,
+    questions: str | Sequence[str],
+    *,
+    timeline: str = "",
+    known: Sequence[tuple[str, str]] = (),
+    answer: str | None = None,
+    rule: str = "",
+    examples: Sequence[tuple[str, str]] = (),
+) -> str:
+    """What is read for a step.
+
+    Args:
+        document: left out where the step needs none (a decision or a division made from the question alone).
+        timeline: lines written before. ``known``: questions with their answers. ``answer``: a first answer.
+        rule: letters of the steps to take. ``examples``: questions with answers, shown first.
+    """
+    lines = [f"Example : {q} -> {a}" for q, a in examples]
+    if document and step not in ("need split", "split", "aggregate", "wide"):
+        lines.append(document)
+    if timeline:
+        lines.append(f"Timeline :\n{timeline.strip()}")
+    lines += [f"Known : {q} -> {a}" for q, a in known]
+    lines += [f"Question : {q}" for q in ([questions] if isinstance(questions, str) else questions)]
+    if answer is not None:
+        lines.append(f"Answer : {answer}")
+    if rule:
+        lines.append(f"Rule : {rule}")
+    return "\n".join([*lines, HEADS[step]])
+
+
+def line(item: Item, i: int) -> str:
+    """One line of a timeline: whose, what, and the two dates with how they come about."""
+    f, (start, end) = item.facts[i], item.told[i].work
+    return f"{f.subject} {f.relation} {f.object} {start} to {end}"
+
+
+def timeline(item: Item, of: Sequence[int] | None = None) -> str:
+    """The lines of the chains a question is about, in the order of the document."""
+    chosen = set(item.timeline if of is None else of)
+    return "\n".join(line(item, i) for i in item.order if i in chosen)
+
+
+def rule_of(item: Item) -> str:
+    """The letters that an item needs: A timeline, B check (of a question with several steps), O none."""
+    return ("A" if item.leaning else "") + ("B" if item.compound else "") or "O"
+
+
+def wide(item: Item) -> tuple[str, str]:
+    """The more general question behind an item's, and its answer."""
+    chain = [item.facts[i] for i in item.timeline]
+    last = item.facts[item.path[-1]] if item.path else chain[-1]
+    chain = [f for f in chain if (f.subject, f.relation) == (last.subject, last.relation)]
+    when = item.spec.when
+    said = " , ".join(f"{f.object} {when(f.start)} to {when(f.end)}" for f in chain)
+    return f"when was {last.subject} with each {last.relation} ?", said
+
+
+def told(step: str, item: Item, *, answer: str | None = None, rule: str | None = None) -> str:
+    """What should be written after :func:`ask` of that step."""
+    match step:
+        case "need split":
+            return f" {'yes' if item.compound else 'no'}\n"
+        case "need timeline":
+            return f" {'yes' if item.leaning else 'no'}\n"
+        case "need review":
+            return f" {'no' if answer == item.answer else 'yes'}\n"
+        case "split":
+            return "".join(f"\n{q}" for q, _ in item.sub) + "\n"
+        case "timeline":
+            return f"\n{timeline(item)}\n"
+        case "answer" | "aggregate":
+            return f" {item.answer}\n"
+        case "think":
+            return f"\n{timeline(item, item.path)}\nAnswer : {item.answer}\n"
+        case "review":
+            return "".join(f"\n{text}" for text in item.support) + f"\nAnswer : {item.answer}\n"
+        case "wide":
+            return f" {wide(item)[0]}\n"
+        case "rule":
+            return f" {rule_of(item)}\n"
+        case "steps":
+            rule = rule if rule is not None else rule_of(item)
+            parts = [f"\nTimeline :\n{timeline(item)}"] if "A" in rule else []
+            parts.append(f"\nAnswer : {item.answer}\n")
+            if "B" in rule:
+                parts.append("Review :" + told("review", item))
+            return "".join(parts)
+    raise ValueError(f"no step {step!r}; there are: {', '.join(STEPS)}")
+
+
+SHARES = {
+    "timeline": 0.22,
+    "direct": 0.12,
+    "example": 0.02,
+    "think": 0.12,
+    "beside": 0.12,
+    "sub": 0.08,
+    "review": 0.09,
+    "split": 0.04,
+    "aggregate": 0.04,
+    "wide": 0.03,
+    "needs": 0.06,
+    "rule": 0.02,
+    "steps": 0.04,
+}
+"""Share of each kind of text among those about a document. ``direct``, ``think`` and ``beside`` (a timeline) answer the
+whole question; ``sub`` a part of it."""
+PER_ITEM = 4
+"""Texts made of one item: drawing an item takes longer than writing about it."""
+
+
+def examples(n: int, seed: int, progress: float) -> list[Example]:
+    """``n`` texts. Documents grow in the first third of the training: one chain, then all."""
+    rng, made = np.random.default_rng((seed, 43)), []
+    while len(made) < n:
+        if rng.random() < DRILLS:
+            made += [_drill(rng) for _ in range(PER_ITEM)]
+            continue
+        kind = str(rng.choice(KINDS))
+        item = chronobio.item(rng, kind, WORLD)
+        if rng.random() < 1 - 3 * progress:
+            item = _shorter(item)
+        made += [_example(item, _pick(rng), rng) for _ in range(PER_ITEM)]
+    return made[:n]
+
+
+def _pick(rng: np.random.Generator) -> str:
+    return list(SHARES)[int(np.searchsorted(np.cumsum(list(SHARES.values())), rng.random()))]
+
+
+def _shorter(item: Item) -> Item:
+    """The item with only the sentences that its question is about and rests on."""
+    from dataclasses import replace
+
+    kept = {*item.timeline, *item.path}
+    return replace(item, order=tuple(i for i in item.order if i in kept))
+
+
+def _example(item: Item, share: str, rng: np.random.Generator) -> Example:
+    document, question = item.document, item.question
+    match share:
+        case "direct":
+            return ask("answer", document, question), told("answer", item)
+        case "example":
+            others = [chronobio.item(rng, str(rng.choice(KINDS)), WORLD) for _ in range(2)]
+            shown = [(other.question, other.answer) for other in others]
+            return ask("answer", document, question, examples=shown), told("answer", item)
+        case "beside":
+            return ask("answer", document, question, timeline=timeline(item)), told("answer", item)
+        case "sub":
+            k = int(rng.integers(len(item.sub)))
+            q, a = item.sub[k]
+            lines = timeline(item) if rng.random() < 0.6 else ""
+            return ask("answer", document, q, timeline=lines, known=item.sub[:k]), f" {a}\n"
+        case "timeline":
+            questions = [q for q, _ in item.sub] if rng.random() < 0.5 else question
+            return ask("timeline", document, questions), told("timeline", item)
+        case "review":
+            first = item.answer if rng.random() < 0.4 else _wrong(item, rng)
+            return ask("review", document, question, answer=first), told("review", item)
+        case "needs":
+            step = ("need split", "need timeline", "need review")[rng.integers(3)]
+            first = None
+            if step == "need review":
+                first = item.answer if rng.random() < 0.5 else _wrong(item, rng)
+            return ask(step, document, question, answer=first), told(step, item, answer=first)
+        case "aggregate":
+            return ask("aggregate", document, question, known=item.sub), told("aggregate", item)
+        case "wide":
+            if rng.random() < 0.4:
+                return ask("wide", document, question), told("wide", item)
+            q, a = wide(item)
+            if rng.random() < 0.5:
+                return ask("answer", document, q), f" {a}\n"
+            return ask("answer", document, question, known=[(q, a)]), told("answer", item)
+        case "steps":
+            if rng.random() < 0.5:
+                return ask("steps", document, question), told("steps", item)
+            rule = str(rng.choice(("A", "B", "AB", "O")))
+            return ask("steps", document, question, rule=rule), told("steps", item, rule=rule)
+    return ask(share, document, question), told(share, item)
+
+
+def _wrong(item: Item, rng: np.random.Generator) -> str:
+    """A wrong answer of the right kind."""
+    if item.options:
+        return str(rng.choice([x for x in item.options if x != item.answer]))
+    return str(rng.choice([n for n in range(1, WORLD.longest + 1) if str(n) != item.answer]))
+
+
+def _drill(rng: np.random.Generator) -> Example:
+    if rng.random() < 0.7:
+        item = chronobio.item(rng, "shift" if rng.random() < 0.6 else "distance", WORLD)
+        if rng.random() < 0.5:
+            return ask("answer", "", item.question), told("answer", item)
+        a, b = int(rng.integers(1950, 1990)), int(rng.integers(0, 8))
+        return f"{a} + {b} =", f" {a + b}\n"
+    a, b = int(rng.integers(1950, 1995)), int(rng.integers(1, 8))
+    t = int(rng.integers(a - 4, a + b + 4))
+    return f"Check : {t} in {a} to {a + b}", f" {'yes' if a <= t < a + b else 'no'}\n"
+
+
+def final(text: str) -> str | None:
+    """What follows the last ``Answer :`` of a text, or its first line."""
+    found = text.rpartition("Answer :")[2].strip().splitlines()
+    return found[0].strip() if found else None
+
+
+def evaluate(model: LanguageModel, n: int) -> list[Score]:
+    """Held-out skill: each way to an answer, timelines, divisions, decisions, and date arithmetic."""
+    asked = chronobio.items(n, HELD_OUT, WORLD)
+    answers = [item.answer for item in asked]
+    chance = max(map(answers.count, set(answers))) / n
+
+    def wrote(texts: Sequence[str], tokens: int) -> list[str]:
+        return [r.text for r in model.generate([GenRequest(text, max_tokens=tokens) for text in texts])]
+
+    def score(name: str, texts: Sequence[str], gold: Sequence[str], tokens: int, **more: Any) -> Score:
+        right = sum(final(text) == answer for text, answer in zip(wrote(texts, tokens), gold, strict=True))
+        return Score(name, right, len(gold), **more)
+
+    def whole(name: str, step: str, tokens: int, **more: Any) -> Score:
+        texts = wrote([ask(step, item.document, item.question) for item in asked], tokens)
+        right = sum(text.strip() == told(step, item).strip() for text, item in zip(texts, asked, strict=True))
+        return Score(name, right, n, **more)
+
+    direct = [ask("answer", item.document, item.question) for item in asked]
+    beside = [ask("answer", item.document, item.question, timeline=timeline(item)) for item in asked]
+    think = [ask("think", item.document, item.question) for item in asked]
+    review = [ask("review", item.document, item.question, answer=item.answer) for item in asked]
+    sums = chronobio.items(n, HELD_OUT + 1, Spec(years=(1950, 1999), kinds=("shift", "distance")))
+    shifts = [ask("answer", "", item.question) for item in sums]
+    return [
+        score("direct answer", direct, answers, 8, chance=chance),
+        score("answer beside the true timeline", beside, answers, 8, chance=chance),
+        score("think first", think, answers, 140, chance=chance),
+        score("right answer kept in review", review, answers, 140, chance=chance),
+        whole("timeline, word for word", "timeline", 140),
+        whole("sub-questions, word for word", "split", 60),
+        whole("decision: split", "need split", 4, chance=max(_share(asked, "compound"), 1 - _share(asked, "compound"))),
+        whole(
+            "decision: timeline", "need timeline", 4, chance=max(_share(asked, "leaning"), 1 - _share(asked, "leaning"))
+        ),
+        score("date arithmetic", shifts, [item.answer for item in sums], 8),
+    ]
+
+
+def _share(items: Sequence[Item], name: str) -> float:
+    return float(np.mean([getattr(item, name) for item in items]))
+
+
+def _recipe(name: str, purpose: str, minutes: float, *, layers: int, width: int, seed: int = 0, **train: Any) -> Recipe:
+    """The Llama layout."""
+    heads = max(2, width // 32)
+    schedule = {"steps": 4000, "batch_size": 24, "lr": 2e-3, "warmup": 50, "weight_decay": 0.05}
+    return Recipe(
+        name=name,
+        purpose=purpose,
+        architecture={
+            "model_type": "llama",
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "intermediate_size": 64 * round(width * 8 / 3 / 64),
+            "max_position_embeddings": CONTEXT,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.02,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        train=TrainConfig(seq_len=CONTEXT, seed=seed, checkpoint_every=200, **schedule | train),
+        examples=examples,
+        evaluate=evaluate,
+        minutes=minutes,
+        words=WORDS,
+        initialise=functools.partial(look_up_head),
+    )
+
+
+RECIPES = (_recipe("temporal", "The model of the AdapTime chapter.", 6, layers=3, width=64),)
