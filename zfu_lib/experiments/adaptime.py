@@ -111,7 +111,7 @@ PAPER = replace(
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
 # What a CPU changes; the run says so.
-FULL_ON_CPU = {"items": 120, "plans": 150, "dial_items": 100, "samples": 3}
+FULL_ON_CPU = {"items": 80, "plans": 80, "dial_items": 60, "samples": 3}
 
 
 class Asked(NamedTuple):

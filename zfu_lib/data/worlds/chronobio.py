@@ -198,14 +198,11 @@ class Item:
     @property
     def options(self) -> tuple[str, ...]:
         """The objects of the chain that is asked about and ``unknown``; empty where the answer is no object."""
-        chain = {f.relation: f for f in self.facts if f.object == self.answer}
-        asked = re.match(r"which (?:was the \w+ )?(\w+)", self.question)
-        name = asked[1] if asked and asked[1] in RELATIONS else next(iter(chain), None)
-        if name is None:
+        asked = re.match(r"which (?:was the \w+ (\w+) of (\w+)|(\w+) did (\w+) have)", self.question)
+        if asked is None:
             return ()
-        subject = next((f.subject for i in self.timeline for f in [self.facts[i]] if f.relation == name), None)
-        subject = next((f.subject for f in self.facts if f.object == self.answer), subject)
-        return (*(f.object for f in self.facts if (f.subject, f.relation) == (subject, name)), UNKNOWN)
+        relation, who = asked[1] or asked[3], asked[2] or asked[4]
+        return (*(f.object for f in self.facts if (f.subject, f.relation) == (who, relation)), UNKNOWN)
 
     @property
     def compound(self) -> bool:
