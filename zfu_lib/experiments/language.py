@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -79,10 +79,7 @@ class LanguageProfile(Profile):
     evaluation_tokens: int
 
 
-P = TypeVar("P", bound=LanguageProfile)
-
-
-class LanguageLab(Generic[P]):
+class LanguageLab:
     """Where a chapter's arms are trained. ``profile`` is what is trained here, ``asked`` what the profile asks for.
 
     Args:
@@ -92,15 +89,15 @@ class LanguageLab(Generic[P]):
 
     on_cpu: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, profile: P, device: str | None = None) -> None:
+    def __init__(self, profile: LanguageProfile, device: str | None = None) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         scaled = profile.profile == "full" and self.device == "cpu"
-        self.profile: P = replace(profile, **self.on_cpu) if scaled else profile
+        self.profile = replace(profile, **self.on_cpu) if scaled else profile
         self.asked = profile
         self.corpus = CORPORA[profile.corpus]()
         self._trained: dict[tuple[str, int], tuple[Any, Any]] = {}
 
-    def _length(self, profile: P) -> str:
+    def _length(self, profile: LanguageProfile) -> str:
         """The length that a profile counts in, as prose: ``T = 64``."""
         raise NotImplementedError
 

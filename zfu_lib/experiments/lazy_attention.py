@@ -162,7 +162,7 @@ ARMS = {
 }
 
 
-class Lab(LanguageLab[LazyProfile]):
+class Lab(LanguageLab):
     """Trains arms on demand, once per seed, and measures them.
 
     The arms of a seed start from the same weights and see the same texts in the same order; all are evaluated on the

@@ -172,7 +172,7 @@ ARMS = {
 }
 
 
-class Lab(LanguageLab[SwatProfile]):
+class Lab(LanguageLab):
     """Trains arms on demand, once per seed, and measures them.
 
     The arms of a seed start from the same weights; those with the same training length see the same texts in the same
