@@ -218,7 +218,7 @@ class Mark(NamedTuple):
     entry: str = ""
 
 
-class Ad(NamedTuple):
+class Advert(NamedTuple):
     """A sentence of a synthetic ad.
 
     ``near`` are phrases that look like a competence and are none here; ``clauses`` are (start, end, family, where the
@@ -489,7 +489,7 @@ def _typo(w: _Writer, draw: _World) -> None:
 
 def postings(
     n: int, seed: int, *, mix: Mapping[str, float], name: str = "", years: Sequence[int] = YEARS, length: float = 11.4
-) -> list[Ad]:
+) -> list[Advert]:
     """Sentences of ``n`` synthetic ads.
 
     Args:
@@ -503,7 +503,7 @@ def postings(
     """
     if not mix or set(mix) - set(SOURCES) or sum(mix.values()) <= 0:
         raise ValueError(f"mix {dict(mix)}: shares of {', '.join(SOURCES)}")
-    found: list[Ad] = []
+    found: list[Advert] = []
     names, total = list(mix), np.cumsum(list(mix.values())) / sum(mix.values())
     # Shares are met to within one ad, in an order that the seed draws.
     places = (np.random.default_rng((seed, 37)).permutation(n) + 0.5) / max(1, n)
@@ -519,6 +519,6 @@ def postings(
             # Notices of public bodies repeat whole sentences back to back.
             for _ in range(1 + int(source == "public" and rng.random() < 0.12)):
                 parts = (tuple(w.spans), tuple(w.near), tuple(w.clauses), tuple(dict.fromkeys(w.tags)))
-                found.append(Ad(f"{posting}-s{order:04d}", posting, order, source, year, w.text, *parts))
+                found.append(Advert(f"{posting}-s{order:04d}", posting, order, source, year, w.text, *parts))
                 order += 1
     return found

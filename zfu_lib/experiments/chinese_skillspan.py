@@ -21,7 +21,7 @@ import yaml
 from zfu_lib.data import catalogue, zh_jobs
 from zfu_lib.data.tables import table
 from zfu_lib.data.worlds import jobads
-from zfu_lib.data.zh_jobs import IMBALANCED, STRATIFIED, Ad
+from zfu_lib.data.zh_jobs import IMBALANCED, STRATIFIED, Advert
 from zfu_lib.experiments import simulated_coders as simulated
 from zfu_lib.experiments.char_tagger import CharTagger
 from zfu_lib.experiments.simulated_coders import EXPERT, MODEL, Coder, Layer, sentence_of
@@ -157,13 +157,13 @@ class Lab:
 
     # Worlds.
 
-    def ads(self, seed: int, split: str, *, mix: str = "stratified", n: int = 0) -> list[Ad]:
+    def ads(self, seed: int, split: str, *, mix: str = "stratified", n: int = 0) -> list[Advert]:
         """``n`` synthetic sentences of a split; ``mix`` is ``stratified`` or ``imbalanced`` (the draft's sources)."""
         n = n or {"train": self.profile.train, "test": self.profile.test, "coded": self.profile.coded}[split]
         shares = (IMBALANCED if mix == "imbalanced" else STRATIFIED)["train" if split == "train" else "test"]
         numbers = {"train": 1, "test": 2, "coded": 3}
 
-        def made() -> list[Ad]:
+        def made() -> list[Advert]:
             postings = max(8, round(n / 9))
             found = zh_jobs.postings(postings, 10 * seed + numbers[split], mix=shares, name=f"{split}_")
             return found[:n]
@@ -226,7 +226,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def once(function: Callable[Concatenate[Lab, P], R]) -> Callable[Concatenate[Lab, P], R]:
+def _once(function: Callable[Concatenate[Lab, P], R]) -> Callable[Concatenate[Lab, P], R]:
     """Keep what a function of a lab returns, in that lab."""
 
     @functools.wraps(function)
@@ -240,7 +240,7 @@ def once(function: Callable[Concatenate[Lab, P], R]) -> Callable[Concatenate[Lab
 # The world against the table of the draft (C2).
 
 
-@once
+@_once
 def calibration(lab: Lab) -> dict[str, dict[str, list[float]]]:
     """Per split of the draft's table: mean characters, spans per sentence, shares of L, K, S, T, one per world."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -295,7 +295,7 @@ class Chain(NamedTuple):
     """One project from texts to frozen gold, with what each stage was worth against the truth."""
 
     project: annotation.Project
-    ads: list[Ad]
+    ads: list[Advert]
     silver: list[tuple[Span, ...]]
     blind: list[Layer]
     coded: list[Layer]
@@ -329,7 +329,7 @@ def chain(lab: Lab, seed: int, *, coder: Coder = MODEL, breaks: float = 0.15, n:
     return lab.once(("chain", seed, coder, breaks, n), made)
 
 
-@once
+@_once
 def chain_scores(lab: Lab, **options: Any) -> dict[str, np.ndarray]:
     """F1 against the truth of silver, of one expert with and without suggestions, and of the adjudicated set; edits per
     sentence of an assisted expert, and spans to be written per sentence without suggestions; one per world."""
@@ -389,7 +389,7 @@ def coders(lab: Lab, seed: int, settings: Sequence[Coder], n: int = 0) -> tuple[
     return [sentence_of(ad, gold=False) for ad in ads], layers
 
 
-@once
+@_once
 def blind_and_assisted(lab: Lab) -> dict[str, np.ndarray]:
     """Agreement of two simulated experts without and with suggestions of the model, and F1 of
     each against the model's suggestions and against the truth; one figure per world."""
@@ -435,7 +435,7 @@ CAUSES = ("scope", "boundary", "type", "all")
 """Which errors a fit may use: whether to mark, where to cut, which type, or all."""
 
 
-class Fit(NamedTuple):
+class Explanation(NamedTuple):
     """The setting that comes closest: its largest deviation from the targets, what it reaches, and the coders."""
 
     deviation: float
@@ -444,17 +444,17 @@ class Fit(NamedTuple):
     fitting: float
 
 
-def fit(lab: Lab, seed: int, regime: Literal["a", "b"], cause: str, *, close: float = 0.05) -> Fit:
+def fit(lab: Lab, seed: int, regime: Literal["a", "b"], cause: str, *, close: float = 0.05) -> Explanation:
     """Random search over the coders' error rates for a reported agreement.
 
     Half of the settings are drawn at large, the rest near the best so far. ``fitting`` is the share of all settings
     within ``close`` of every target.
     """
 
-    def made() -> Fit:
+    def made() -> Explanation:
         rng = np.random.default_rng((seed, 73, CAUSES.index(cause), regime == "b"))
         ads = lab.ads(seed, "coded", n=120)
-        best, near = Fit(np.inf, {}, (), 0.0), 0
+        best, near = Explanation(np.inf, {}, (), 0.0), 0
         for trial in range(lab.profile.fits):
             settings = _settings(rng, regime, cause, best.coders if 2 * trial >= lab.profile.fits else ())
             layers = [simulated.code(ads, c, np.random.default_rng((seed, 79, k))) for k, c in enumerate(settings)]
@@ -462,7 +462,7 @@ def fit(lab: Lab, seed: int, regime: Literal["a", "b"], cause: str, *, close: fl
             off = max(abs(reached[name] - value) for name, value in REGIMES[regime].items())
             near += off <= close
             if off < best.deviation:
-                best = Fit(off, reached, settings, 0.0)
+                best = Explanation(off, reached, settings, 0.0)
         return best._replace(fitting=near / lab.profile.fits)
 
     return lab.once(("fit", seed, regime, cause), made)
@@ -489,7 +489,7 @@ def _settings(rng: np.random.Generator, regime: str, cause: str, near: tuple[Cod
     return tuple(found)
 
 
-def _reached(ads: Sequence[Ad], layers: Sequence[Layer], regime: str) -> dict[str, float]:
+def _reached(ads: Sequence[Advert], layers: Sequence[Layer], regime: str) -> dict[str, float]:
     """The figures of a regime, as :func:`zfu_lib.skills.agreement.report` gives them, without intervals."""
     kinds = list(zh_jobs.TYPES)
     rows = [
@@ -560,7 +560,7 @@ def systems(lab: Lab, seed: int) -> dict[str, list[list[Span] | None]]:
 SCORERS = ("typed, all sentences", "untyped", "failed left out", "pooled")
 
 
-@once
+@_once
 def scores(lab: Lab, seed: int) -> dict[str, dict[str, float]]:
     """Every system under every scorer; the first scorer is the right one."""
     gold = [s.spans for s in lab.test(seed)]
@@ -647,7 +647,7 @@ def shifted(sentence: Sentence) -> Sentence:
     )
 
 
-def coarse(ad: Ad) -> Sentence:
+def coarse(ad: Advert) -> Sentence:
     """An older scheme: one span a clause that holds any, from where its core begins to its last word, so that lists are
     merged and scene words and tails kept; with the first span's type."""
     sentence, found = sentence_of(ad, gold=False), []
@@ -658,7 +658,7 @@ def coarse(ad: Ad) -> Sentence:
     return sentence.with_spans(found)
 
 
-@once
+@_once
 def shift_curves(lab: Lab, shares: Sequence[float] = (0.0, 0.25, 0.5, 1.0)) -> dict[str, np.ndarray]:
     """C9: exact and relaxed F1 of a CRF trained with a share of sentences whose ends are one too far:
     [worlds, shares] each."""
@@ -676,7 +676,7 @@ def shift_curves(lab: Lab, shares: Sequence[float] = (0.0, 0.25, 0.5, 1.0)) -> d
     return {"exact": np.array(exactly), "relaxed": np.array(nearly)}
 
 
-@once
+@_once
 def by_source(lab: Lab) -> dict[str, dict[str, np.ndarray]]:
     """C10: F1 by source of the test set for a CRF trained on the draft's sources, and on all; one per world."""
     found: dict[str, dict[str, list[float]]] = {"imbalanced": {}, "stratified": {}}
@@ -691,7 +691,7 @@ def by_source(lab: Lab) -> dict[str, dict[str, np.ndarray]]:
     return {mix: {source: np.array(v) for source, v in rows.items()} for mix, rows in found.items()}
 
 
-@once
+@_once
 def scheme_scores(lab: Lab) -> dict[str, np.ndarray]:
     """C12: F1 of a CRF by label scheme of its training set and size: [worlds, sizes]; sizes are a quarter, a half and
     all of the training set."""

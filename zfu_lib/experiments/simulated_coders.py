@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zfu_lib.data.zh_jobs import Ad
+from zfu_lib.data.zh_jobs import Advert
 from zfu_lib.experiments.span_models import Answerer
 from zfu_lib.lm.protocol import GenRequest
 from zfu_lib.skills.chinese_skillspan import MARKERS
@@ -50,7 +50,7 @@ NOTICES = 0.6
 """Chance that an expert who sees suggestions notices an error in one."""
 
 
-def sentence_of(ad: Ad, *, gold: bool = True) -> Sentence:
+def sentence_of(ad: Advert, *, gold: bool = True) -> Sentence:
     """An ad's sentence, one token a code point, with its spans or without."""
     spans = tuple(Span(*mark[:3]) for mark in ad.spans) if gold else ()
     meta = {"posting": ad.posting, "source": ad.source, "year": ad.year, "synthetic": True}
@@ -81,7 +81,7 @@ def moved(span: Span, text: str, taken: Sequence[Span], rng: np.random.Generator
     return free[int(rng.integers(len(free)))] if free else span
 
 
-def code(ads: Sequence[Ad], coder: Coder, rng: np.random.Generator) -> Layer:
+def code(ads: Sequence[Advert], coder: Coder, rng: np.random.Generator) -> Layer:
     """What a coder marks without seeing suggestions."""
     found: Layer = []
     for ad in ads:
@@ -103,7 +103,7 @@ def code(ads: Sequence[Ad], coder: Coder, rng: np.random.Generator) -> Layer:
 
 
 def assisted(
-    ads: Sequence[Ad], silver: Sequence[Sequence[Span] | None], blind: Layer, rng: np.random.Generator,
+    ads: Sequence[Advert], silver: Sequence[Sequence[Span] | None], blind: Layer, rng: np.random.Generator,
     notices: float = NOTICES,
 ) -> Layer:  # fmt: skip
     """What the same coder hands in when suggestions are visible.
@@ -127,7 +127,7 @@ def assisted(
     return found
 
 
-def model(ads: Sequence[Ad], coder: Coder, seed: int, *, breaks: float = 0.15) -> Answerer:
+def model(ads: Sequence[Advert], coder: Coder, seed: int, *, breaks: float = 0.15) -> Answerer:
     """The simulated model of the macro stage: marks like ``coder``, and breaks the format with chance ``breaks``.
 
     What it marks in a sentence is drawn once; a retry draws only anew whether the format breaks.
