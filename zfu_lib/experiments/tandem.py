@@ -11,6 +11,8 @@ stopped and tuned on, and its weights. Intervals resample questions and seeds to
 from __future__ import annotations
 
 import re
+import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,15 +20,18 @@ from typing import Any
 
 import numpy as np
 
+from zfu_lib.data import catalogue
+from zfu_lib.data.catalogue import DataError, State
 from zfu_lib.data.worlds import problem as world
+from zfu_lib.experiments import router_data, sandbox
 from zfu_lib.experiments.tandem_audit import detectable
 from zfu_lib.lm import models
-from zfu_lib.lm.protocol import LanguageModel, ScoreRequest
+from zfu_lib.lm.protocol import GenRequest, ScoreRequest
 from zfu_lib.lm.recipes import reasoning as recipes
 from zfu_lib.reasoning import routing
-from zfu_lib.reasoning.insights import ChatFormat, Format, Prompt, Question, Transport
+from zfu_lib.reasoning.insights import TRANSPORTS, ChatFormat, Format, Prompt, Question, Transport
 from zfu_lib.reasoning.routing import Outcome, Table
-from zfu_lib.reasoning.tandem import Split, SufficiencyClassifier, collect, split_by_question
+from zfu_lib.reasoning.tandem import Split, SufficiencyClassifier, collect, split_by_question, tandem
 from zfu_lib.report.profiles import Cost, Download, Profile
 from zfu_lib.report.statistics import Interval, crossed
 
@@ -39,19 +44,23 @@ GAP = 1.0
 @dataclass(frozen=True)
 class TandemProfile(Profile):
     """``tuning`` and ``test`` are numbers of questions; ``budgets`` cumulative mentor tokens, ``forced`` thinking
-    budgets of budget forcing; ``limit`` the most tokens of an answer. ``controls``: how many of the test questions the
-    controls of T13 and T15 and the other transports are measured on."""
+    budgets of budget forcing; ``lengths`` those of the curve of insight lengths; ``limit`` the most tokens of an
+    answer. ``controls``: how many of the test questions the controls of T13 and T15, the other transports and the
+    lengths are measured on; ``timed``: how many are answered one at a time. ``sizes``: parameters of mentor and intern
+    that costs are counted for, where they are not those of the models."""
 
     mentor: str
     intern: str
-    equal: str | None
     questions: str
     tuning: int
     test: int
     controls: int
     budgets: tuple[int, ...]
     forced: tuple[int, ...]
+    lengths: tuple[int, ...]
     limit: int
+    timed: int = 20
+    sizes: tuple[float, float] | None = None
     transport: str = "prompt"
     kind: str = "mlp"
 
@@ -62,14 +71,16 @@ QUICK = TandemProfile(
     seeds=3,
     mentor="tiny:mentor",
     intern="tiny:intern",
-    equal="tiny:equal",
     questions="chaincalc",
     tuning=500,
     test=500,
     controls=250,
-    budgets=(12, 24, 48),
+    budgets=(16, 32, 48),
     forced=(8, 16, 32, 48),
+    lengths=(2, 4, 8, 16, 24, 32, 40, 48, 64),
     limit=200,
+    transport="continuation",
+    sizes=(32e9, 7e9),
 )
 FULL = replace(
     QUICK,
@@ -79,6 +90,7 @@ FULL = replace(
     tuning=3000,
     test=5000,
     controls=1500,
+    timed=60,
 )
 PAPER = replace(
     FULL,
@@ -98,14 +110,16 @@ PAPER = replace(
     ),
     mentor="hf:deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
     intern="hf:deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
-    equal=None,
     questions="EleutherAI/hendrycks_math",
     tuning=7500,
     test=5000,
     controls=5000,
     budgets=(100, 500, 1000),
     forced=(500, 1000, 2000),
+    lengths=(50, 100, 200, 300, 500, 1000),
     limit=4096,
+    transport="prompt",
+    sizes=None,
     kind="dropout-mlp",
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
@@ -172,7 +186,6 @@ def math_questions(source: str, split: str, n: int, seed: int = 0) -> list[Quest
     """
     from datasets import load_dataset
 
-    from zfu_lib.data.catalogue import DataError
     from zfu_lib.reasoning.answers import extract
 
     found = []
@@ -212,6 +225,42 @@ def curve(name: str, outcomes: Sequence[Outcome], cost: routing.Cost = "paper") 
     return Curve(name, np.stack([o.correct for o in outcomes]), np.stack([o.cost(cost) for o in outcomes]))
 
 
+def _heights(c: Curve, weight: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Accuracy at the costs ``grid`` where question i counts ``weight[i]``, points joined by straight lines."""
+    x, y = c.cost @ weight, c.correct @ weight
+    order = np.argsort(x, kind="stable")
+    return np.interp(grid, x[order], y[order])
+
+
+def _resampled(
+    measure: Callable[[np.ndarray, Sequence[int]], Any], n: int, seeds: int, resamples: int, seed: int = 0
+) -> tuple[Any, np.ndarray]:
+    """``measure(weight of questions, seeds)`` as it is, and on resamples of questions and seeds."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        measure(np.bincount(rng.integers(0, n, n), minlength=n) / n, rng.integers(0, seeds, seeds))
+        for _ in range(resamples)
+    ]
+    return measure(np.full(n, 1 / n), range(seeds)), np.array(drawn)
+
+
+def band(curves: Sequence[Curve], *, resamples: int = 200) -> dict[str, list[float]]:
+    """``x`` (cost), ``y`` (percent right, mean over the curves), ``low`` and ``high`` of a policy, one curve per seed;
+    bootstrap over questions and seeds. One point, or none in common, stays one point."""
+    n = curves[0].cost.shape[1]
+    low, high = max(c.points[0][0] for c in curves), min(c.points[0][-1] for c in curves)
+    grid = np.unique(np.concatenate([c.points[0] for c in curves])) if len(curves) == 1 else np.linspace(low, high, 12)
+    if not low < high:
+        grid = np.array([np.mean([c.cost.mean() for c in curves])])
+
+    def accuracy(weight: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        return 100 * np.mean([_heights(curves[s], weight, grid) for s in seeds], 0)
+
+    mean, drawn = _resampled(accuracy, n, len(curves), resamples)
+    ends = np.quantile(drawn, [0.025, 0.975], axis=0)
+    return {"x": grid.tolist(), "y": mean.tolist(), "low": ends[0].tolist(), "high": ends[1].tolist()}
+
+
 def equal_cost(ours: Sequence[Curve], theirs: Curve, *, resamples: int = 500, seed: int = 0) -> Interval | None:
     """Mean difference in accuracy (points) over the costs that both reach, points joined by straight lines.
 
@@ -222,27 +271,17 @@ def equal_cost(ours: Sequence[Curve], theirs: Curve, *, resamples: int = 500, se
         Bootstrap over questions and seeds; None where the two share no cost.
     """
     n = theirs.cost.shape[1]
-    low = max(theirs.cost.mean(1).min(), max(c.cost.mean(1).min() for c in ours))
-    high = min(theirs.cost.mean(1).max(), min(c.cost.mean(1).max() for c in ours))
+    low = max(theirs.points[0][0], max(c.points[0][0] for c in ours))
+    high = min(theirs.points[0][-1], min(c.points[0][-1] for c in ours))
     if not low < high:
         return None
     grid = np.linspace(low, high, 33)
 
-    def heights(c: Curve, weight: np.ndarray) -> np.ndarray:
-        x, y = c.cost @ weight, c.correct @ weight
-        order = np.argsort(x, kind="stable")
-        return np.interp(grid, x[order], y[order])
-
     def difference(weight: np.ndarray, seeds: Sequence[int]) -> float:
-        mine = np.mean([heights(ours[s], weight) for s in seeds], 0)
-        return 100 * float((mine - heights(theirs, weight)).mean())
+        mine = np.mean([_heights(ours[s], weight, grid) for s in seeds], 0)
+        return 100 * float((mine - _heights(theirs, weight, grid)).mean())
 
-    rng = np.random.default_rng(seed)
-    drawn = [
-        difference(np.bincount(rng.integers(0, n, n), minlength=n) / n, rng.integers(0, len(ours), len(ours)))
-        for _ in range(resamples)
-    ]
-    mean = difference(np.full(n, 1 / n), range(len(ours)))
+    mean, drawn = _resampled(difference, n, len(ours), resamples, seed)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(mean, float(low), float(high), n, "bootstrap over questions and seeds", 2.8 * float(np.std(drawn)))
 
@@ -282,6 +321,7 @@ class Lab:
 
     def __init__(self, profile: TandemProfile, *, cache: Any = True, device: str = "auto") -> None:
         self.profile = profile
+        self.device = device
         self._load = lambda name: models.load(name, cache=cache, device=device)
         self.mentor, self.intern = self._load(profile.mentor), self._load(profile.intern)
         self.format: Format = ChainFormat() if profile.questions == "chaincalc" else ChatFormat()
@@ -293,15 +333,15 @@ class Lab:
             self.questions = math_questions(p.questions, "test", p.test)
         self._tuned: dict[int, Tuned] = {}
 
-    def collect(
-        self, questions: Sequence[Question], budgets: Sequence[int], intern: LanguageModel | None = None, **options: Any
-    ) -> Table:
+    def collect(self, questions: Sequence[Question], budgets: Sequence[int], **options: Any) -> Table:
         """A table of these models; ``options`` of :func:`zfu_lib.reasoning.tandem.collect`."""
         options = {"format": self.format, "transport": self.profile.transport} | options
         limits = {"mentor_tokens": self.profile.limit, "intern_tokens": self.profile.limit, "force_tokens": 8}
         if self.profile.questions != "chaincalc":
             limits["force_tokens"] = 2048
-        return collect(questions, self.mentor, intern or self.intern, budgets, **limits | options)
+        table = collect(questions, self.mentor, self.intern, budgets, **limits | options)
+        mentor, intern = self.profile.sizes or (table.theta_mentor, table.theta_intern)
+        return replace(table, theta_mentor=mentor, theta_intern=intern)
 
     @cached_property
     def tuning(self) -> Table:
@@ -373,7 +413,8 @@ class Lab:
         return {name: points(right) for name, right in (rows | {"mentor alone": t.alone_correct}).items()}
 
     def gate(self) -> dict[str, Interval]:
-        """What the claims require: skill over the commonest answer, the mentor's lead, and cut answers."""
+        """What the claims require: skill over the commonest answer, the mentor's lead, and few answers for which the
+        limit was too short (``cut_short``). ``truncated`` counts those as well that never end."""
         t = self.test
         chance = np.array([q.gold == commonest(self.questions) for q in self.questions], float)
         cut = np.concatenate([t.truncated, t.alone_truncated[:, None]], 1).mean(1)
@@ -382,7 +423,28 @@ class Lab:
             "skill_intern": points(t.correct[:, 0] - chance),
             "gap_mentor_intern": points(t.alone_correct.astype(float) - t.correct[:, 0]),
             "truncated": points(cut),
+            "cut_short": points(self.cut_short().mean(1)),
         }
+
+    def cut_short(self) -> np.ndarray:
+        """``[n, T + 2]`` bool: answers of the intern at each stage, and of the mentor, that the limit cut and that end
+        within twice the limit. A model that runs in circles is wrong at any limit."""
+        t, p = self.test, self.profile
+        cut = np.concatenate([t.truncated, t.alone_truncated[:, None]], 1)
+        found = np.zeros(cut.shape, bool)
+        for k in np.flatnonzero(cut.any(0)):
+            rows = np.flatnonzero(cut[:, k])
+            asked = [self.questions[i] for i in rows]
+            if k > t.stages:
+                model, stop = self.mentor, self.format.mentor_stop
+                prompts = [self.format.alone(q) or self.format.mentor(q) for q in asked]
+            else:
+                model, stop = self.intern, self.format.intern_stop
+                texts = self.insights(asked, p.budgets[k - 1]) if k else [""] * len(asked)
+                prompts = [self.format.intern(q, text, p.transport) for q, text in zip(asked, texts)]
+            longer = [GenRequest(x.prompt, x.prefill, 2 * p.limit, stop, thinking=x.thinking) for x in prompts]
+            found[rows, k] = [result.finish == "stop" for result in model.generate(longer)]
+        return found
 
     def outcomes(self) -> dict[str, Interval]:
         """Claims T1 to T4 and T13 without its control, and the oracle's room."""
@@ -436,13 +498,13 @@ class Lab:
         pairs = [(self.tuned(s).outcome, s) for s in self.seeds]
         return points([o.correct.astype(float) - routing.random_stop(t, o.stage, s).correct for o, s in pairs])
 
-    def classifier(self) -> dict[str, Interval]:
-        """Claim T14: AUC within each stage, and over what needs no insight; bootstrap over questions and seeds. NaN for
-        a stage where all answers are right or all are wrong."""
+    def classifier(self) -> dict[str, Interval | None]:
+        """Claim T14: AUC within each stage, and over what needs no insight; bootstrap over questions and seeds. None
+        where the AUC is undefined: at a stage whose answers are all right or all wrong."""
         t, tuned = self.test, [self.tuned(s) for s in self.seeds]
 
         def within(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            return np.array([routing.auc(scores[rows, k], t.correct[rows, k]) for k in range(1, t.stages + 1)])
+            return np.array([router_data.auc(scores[rows, k], t.correct[rows, k]) for k in range(1, t.stages + 1)])
 
         rng, n = np.random.default_rng(0), len(t.qid)
         names = [f"auc_stage_{k}" for k in range(1, t.stages + 1)]
@@ -458,14 +520,61 @@ class Lab:
 
         mean = once(np.arange(n), self.seeds)
         drawn = np.array([once(rng.integers(0, n, n), rng.integers(0, len(tuned), len(tuned))) for _ in range(200)])
-        low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
-        how = "bootstrap over questions and seeds"
-        return {name: Interval(*map(float, row), n, how) for name, *row in zip(names, mean, low, high, strict=True)}
+        found: dict[str, Interval | None] = {}
+        for name, value, column in zip(names, mean, drawn.T, strict=True):
+            column = column[np.isfinite(column)]
+            if not np.isfinite(value) or not len(column):
+                found[name] = None
+                continue
+            low, high = np.quantile(column, [0.025, 0.975])
+            found[name] = Interval(float(value), float(low), float(high), n, "bootstrap over questions and seeds")
+        return found
+
+    def calibration(self) -> dict[str, list[float]]:
+        """By seed: mean distance of score and share sufficient over bins, weighted; and the Brier score, both of
+        stages 1 to T."""
+        rows = [(self.tuned(s).scores[:, 1:], self.test.correct[:, 1:]) for s in self.seeds]
+        bins = [np.array(routing.reliability(*row)) for row in rows]
+        return {
+            "calibration_error": [float(np.average(abs(b[:, 0] - b[:, 1]), weights=b[:, 2])) for b in bins],
+            "brier": [routing.brier(*row) for row in rows],
+        }
 
     def reliability(self) -> list[tuple[float, float, int]]:
         """Mean score, share sufficient and number per bin, stages 1 to T, seeds pooled."""
         scores = np.concatenate([self.tuned(s).scores[:, 1:] for s in self.seeds])
         return routing.reliability(scores, np.concatenate([self.test.correct[:, 1:]] * self.profile.seeds))
+
+    def savings(self) -> dict[str, Interval]:
+        """Percent of the mentor's cost (the paper's law) that Tandem saves, split: what stopping the mentor at the last
+        level saves anyway (``cap``), and what stopping earlier adds (``stopping``)."""
+        t = self.test
+        mentor, high = routing.single_mentor(t).cost("paper"), routing.fixed(t, t.stages).cost("paper")
+        pair = np.array([self.tuned(s).outcome.cost("paper") for s in self.seeds])
+        parts = {"total": mentor - pair, "cap": (mentor - high)[None], "stopping": high - pair}
+        return {f"measured_saving_{name}": ratio(100 * part, mentor) for name, part in parts.items()}
+
+    def by_length(self) -> dict[str, list[float]]:
+        """Percent right of the intern against the length of the insight, from none to ``lengths``, with intervals."""
+        t = self.collect(self.questions[: self.profile.controls], self.profile.lengths, measure=False)
+        found = [points(t.correct[:, k]) for k in range(t.stages + 1)]
+        ends = {end: [getattr(i, end) for i in found] for end in ("low", "high")}
+        return {"x": [0, *self.profile.lengths], "y": [i.mean for i in found]} | ends
+
+    def by_cap(self) -> dict[str, dict[str, list[float]]]:
+        """Percent right if every answer had been cut at fewer tokens. Decoding is greedy, so an answer that is longer
+        than the cap is the same answer, unfinished, and no model is asked again."""
+        t, p = self.test, self.profile
+        caps = [round(p.limit * share) for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)]
+        rows = {
+            "mentor alone": (t.alone_correct, t.alone_tokens),
+            "intern, last level": (t.correct[:, -1], t.n_intern[:, -1]),
+            "intern alone": (t.correct[:, 0], t.n_intern[:, 0]),
+        }
+        return {
+            name: {"x": caps, "y": [100 * float((right & (n <= cap)).mean()) for cap in caps]}
+            for name, (right, n) in rows.items()
+        }
 
     def controls(self) -> dict[str, Interval]:
         """Claims T13 and T15: insights of another question, filler of the same length, and the same words without
@@ -491,8 +600,6 @@ class Lab:
 
     def insights(self, questions: Sequence[Question], budget: int) -> list[str]:
         """What the mentor writes within a budget."""
-        from zfu_lib.lm.protocol import GenRequest
-
         stop = (*self.format.insight_end, *self.format.mentor_stop)
         prompts = [self.format.mentor(q) for q in questions]
         requests = [GenRequest(p.prompt, p.prefill, budget, stop, thinking=p.thinking) for p in prompts]
@@ -504,31 +611,24 @@ class Lab:
 
     def transports(self) -> dict[str, Interval]:
         """Accuracy, percent, of the last level by each transport on the first ``controls`` test questions."""
-        m, last = self.profile.controls, self.profile.budgets[-1]
-        found = {"prompt": points(self.test.correct[:m, -1])}
-        for transport in ("continuation", "hint"):
-            table = self.collect(self.questions[:m], (last,), transport=transport, measure=False)
-            found[transport] = points(table.correct[:, -1])
-        return found
-
-    def regimes(self) -> dict[str, Interval]:
-        """Percent right of a model as small as the intern that was taught every chain: alone, and with the last level.
-
-        The intern never saw a long chain solved without insights, so its gap to the mentor is one of training as well
-        as of size; this model tells them apart."""
-        if self.profile.equal is None:
-            return {}
-        m, last = self.profile.controls, self.profile.budgets[-1]
-        t = self.collect(self.questions[:m], (last,), self._load(self.profile.equal), measure=False)
-        return {"equal_alone": points(t.correct[:, 0]), "equal_aided": points(t.correct[:, 1])}
+        m, own = self.profile.controls, self.profile.transport
+        found = {own: points(self.test.correct[:m, -1])}
+        for transport in TRANSPORTS:
+            if transport != own:
+                options = {"transport": transport, "measure": False}
+                table = self.collect(self.questions[:m], self.profile.budgets[-1:], **options)
+                found[transport] = points(table.correct[:, -1])
+        return {transport: found[transport] for transport in TRANSPORTS}
 
     def description(self) -> str:
         """Which models, how large, and how many questions."""
         p = self.profile
+        counted = "" if p.sizes is None else f" Costs are counted for {p.sizes[0]:.3g} and {p.sizes[1]:.3g} parameters."
         return (
             f"Mentor {self.mentor.name} with {self.mentor.n_params:,} parameters (embeddings not counted), intern "
-            f"{self.intern.name} with {self.intern.n_params:,}; {p.tuning} questions to fit and tune on, {p.test} to "
-            f"test on; budgets of {', '.join(map(str, p.budgets))} mentor tokens; {p.seeds} seeds of the classifier."
+            f"{self.intern.name} with {self.intern.n_params:,}.{counted} {p.tuning} questions to fit and tune on, "
+            f"{p.test} to test on; budgets of {', '.join(map(str, p.budgets))} mentor tokens; {p.seeds} seeds of the "
+            "classifier."
         )
 
     def omitted(self) -> dict[str, str]:
@@ -546,7 +646,8 @@ class Lab:
             )
         }
         calculator = "no intern trained on more arithmetic than its mentor is committed"
-        names |= dict.fromkeys(("calculator_step_advantage", "gap_mentor_calculator"), calculator)
+        calculated = ("step_advantage", "tandem_minus_mentor", "tandem_minus_plain")
+        names |= dict.fromkeys((*(f"calculator_{x}" for x in calculated), "gap_mentor_calculator"), calculator)
         names |= dict.fromkeys(("gap_cross_family", "gain_cross_family"), "no mentor of another family is committed")
         sizes = "interns of three sizes are not committed"
         names |= dict.fromkeys(("gain_medium_minus_small", "gain_medium_minus_large"), sizes)
@@ -568,10 +669,29 @@ class Lab:
         }
 
     def latency(self) -> Interval:
-        """Claim T12: seconds of Tandem over the mentor's, as batches shared them. Batches answer many questions at
-        once, so this is work, not waiting; one question at a time is timed by :func:`one_at_a_time`."""
-        seconds = np.array([self.tuned(s).outcome.seconds for s in self.seeds])
-        return ratio(seconds, routing.single_mentor(self.test).seconds)
+        """Claim T12: seconds of Tandem over the mentor's alone, question after question with nothing cached, by the
+        thresholds of the first seed; measuring and classifying are in it."""
+        p, tuned = self.profile, self.tuned(0)
+        mentor, intern = (models.load(name, cache=False, device=self.device) for name in (p.mentor, p.intern))
+        seconds = []
+        for question in self.questions[: p.timed]:
+            begun = time.perf_counter()
+            tandem(
+                question,
+                mentor,
+                intern,
+                tuned.classifier,
+                tuned.tau,
+                p.budgets,
+                p.transport,
+                format=self.format,
+                intern_tokens=p.limit,
+            )
+            between = time.perf_counter()
+            start = self.format.alone(question) or self.format.mentor(question)
+            mentor.generate([GenRequest(start.prompt, start.prefill, p.limit, self.format.mentor_stop)])
+            seconds.append((between - begun, time.perf_counter() - between))
+        return ratio(*np.array(seconds).T)
 
     def smallest_effect(self) -> float:
         """Points that the test questions show at 15% discordance (McNemar, 80% power)."""
@@ -581,6 +701,12 @@ class Lab:
 def points(values: Any) -> Interval:
     """Percent or points: mean over questions, of an array ``[n]`` or ``[seeds, n]``."""
     return crossed(100 * np.asarray(values, float))
+
+
+def half_length(found: dict[str, list[float]]) -> float:
+    """The first length of :meth:`Lab.by_length` at which half of the highest gain over no insight is there."""
+    gain = np.array(found["y"]) - found["y"][0]
+    return found["x"][int(np.argmax(2 * gain >= gain.max()))]
 
 
 def slope_weights(stages: int) -> np.ndarray:
@@ -609,8 +735,52 @@ def commonest(questions: Sequence[Question]) -> str:
 
 def unstructured(question: Question, insight: str) -> str:
     """The words of an insight without headings and line breaks, in another order (drawn by the question's text)."""
-    import zlib
-
     words = [w for w in insight.split() if w not in (*world.HEADINGS, ":")]
     order = np.random.default_rng(zlib.crc32(question.text.encode())).permutation(len(words))
     return " ".join(words[i] for i in order)
+
+
+# Recorded outcomes, and programs
+
+
+def recorded() -> tuple[dict[str, router_data.Routing], Interval] | str:
+    """RouteLLM's recorded answers of two real models to GSM8K, routed by scores that read the text alone: every arm,
+    and APGR of the best router minus that of question length. A sentence where the data set is not at hand; nothing is
+    downloaded."""
+    if set(catalogue.verify("routellm_gsm8k").values()) != {State.OK}:
+        return "The recorded outcomes are not on this machine (data set routellm_gsm8k), so no router is measured."
+    found = router_data.load()
+    routings, difference = router_data.measure(found, router_data.arms(found))
+    return routings, difference("router", "length")
+
+
+def recorded_data() -> Sequence[Any]:
+    """What :func:`recorded` reads, for the record of a run."""
+    return catalogue.used("routellm_gsm8k")
+
+
+PROGRAMS = {
+    "right": "def double(x):\n    return 2 * x",
+    "wrong": "def double(x):\n    return x",
+    "prints what a pass prints": "print('passed')\nimport os\nos._exit(0)",
+    "reads a file outside": "SECRET = open('/etc/passwd').read()\ndef double(x):\n    return 2 * x",
+    "connects to the network": "import socket\nsocket.create_connection(('127.0.0.1', 22), 1)",
+    "starts a process": "import os\nos.fork()\ndef double(x):\n    return 2 * x",
+    "never ends": "def double(x):\n    while True:\n        pass",
+}
+"""Programs as a model might write them, good and bad."""
+
+
+def sandboxed() -> dict[str, str] | str:
+    """What the sandbox says of :data:`PROGRAMS`; a sentence where this machine cannot isolate a program."""
+    if why := sandbox.unavailable():
+        return f"No program is run here: {why}"
+    limits = sandbox.Limits(seconds=3)
+    found = {
+        name: sandbox.run(program, "assert double(3) == 6", ["double"], limits=limits)
+        for name, program in PROGRAMS.items()
+    }
+    return {
+        name: f"{result.status}: {result.reason.splitlines()[-1]}" if result.reason else result.status
+        for name, result in found.items()
+    }

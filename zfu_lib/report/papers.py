@@ -81,7 +81,7 @@ PAPERS = {
     )
 }
 
-APPENDICES: dict[str, str] = {}
+APPENDICES: dict[str, str] = {"tiny_models": "The tiny models"}
 """Notebooks that belong to no paper, by slug: executed, sealed and shown like a chapter, with no page of a paper and,
 where they have no file, without claims."""
 

@@ -1,14 +1,14 @@
-"""Models that solve ChainCalc step by step: a large and small ones for Tandem.
+"""Models that solve ChainCalc step by step: a mentor and an intern for Tandem.
 
-All of them read the same kinds of text; the intern sees long chains beside insights only (``alone``):
-solutions and insights, solutions continued from insights that end anywhere, and solutions of their own beside insights
-or a hint, one tenth of them with a wrong value that the reader must not believe.
+Both are of one size and read the same kinds of text, but the intern sees chains of more than two steps only together
+with insights (``alone``): solutions and insights, solutions continued from insights that end anywhere, and solutions
+of their own beside insights or a hint, one tenth of them with a wrong value that the reader must not believe.
 
 To look up a name a transformer first has to learn to match it with an earlier place where it stood ("induction").
 On one CPU core that took longer than all the rest: models of this size with random weights had not learnt it after
 a minute of nothing else, so they are not born random. :func:`look_up_head` builds it into one head of the first two
 layers; from there it is trained like every other weight. StackProg and ChronoFacts are not among the texts: the time
-did not reach for them. No weights are committed yet.
+did not reach for them, nor for a mentor larger than its intern.
 """
 
 from __future__ import annotations
@@ -63,13 +63,16 @@ def examples(n: int, seed: int, progress: float, *, alone: int = LEVELS[-1]) -> 
 
 
 def evaluate(model: LanguageModel, n: int) -> list[Score]:
-    """Held-out skill: step by step, answered directly, beside insights that are right, and by length of the chain."""
+    """Held-out skill: step by step, answered directly, after and beside insights that are right, and by length."""
     asked = problems(n, HELD_OUT)
     answers = [problem.answer for problem in asked]
     chance = max(map(answers.count, set(answers))) / n
     scores = [Score(mode, _right(model, asked, [prompt(p, mode) for p in asked]), n, chance) for mode in MODES]
-    texts = [aided(p.question, solution(p, "insights")) for p in asked]
-    scores.append(Score("beside true insights", _right(model, asked, texts), n, chance))
+    insights = [solution(p, "insights") for p in asked]
+    after = [prompt(p) + text for p, text in zip(asked, insights)]
+    beside = [aided(p.question, text) for p, text in zip(asked, insights)]
+    for name, texts in (("after true insights", after), ("beside true insights", beside)):
+        scores.append(Score(name, _right(model, asked, texts), n, chance))
     for level in LEVELS:
         chains = problems(n // 2, HELD_OUT + level, levels=range(level, level + 1))
         scores.append(Score(f"chain of {level}", _right(model, chains, list(map(prompt, chains))), n // 2))
@@ -220,8 +223,7 @@ def _recipe(
 
 
 RECIPES = (
-    _recipe("mentor", "The large model of the Tandem chapter.", 6, layers=4, width=64),
-    _recipe("intern", "The small model of the Tandem chapter.", 3, layers=2, width=64, alone=2),
-    _recipe("equal", "As small as the intern, but taught to solve every chain alone.", 3, layers=2, width=64),
+    _recipe("mentor", "The mentor of the Tandem chapter: taught to solve every chain alone.", 4, layers=2, width=64),
+    _recipe("intern", "The intern of the Tandem chapter: taught short chains alone.", 4, layers=2, width=64, alone=2),
     _recipe("mentor-large", "A larger mentor, for a GPU.", 120, layers=8, width=512, committed=False),
 )
