@@ -547,26 +547,24 @@ def contents(lab: Lab) -> dict[str, np.ndarray]:
 
 def disagreement(lab: Lab) -> Interval:
     """Share of questions whose plan is not the same in all samples at the paper's temperature."""
-    questions = lab.questions(0)
+    questions, config = lab.questions(0), method.at_temperature(lab.config, 0)
     plans = []
     for sample in range(lab.profile.samples):
-        config = replace(method.at_temperature(lab.config, sample), action_tokens=lab.config.action_tokens)
-        asked_now = []
-        for q in questions:
+        requests = []
+        for i, q in enumerate(questions):
             for action in ACTIONS[:2]:
-                state = State(q.question, q.document)
-                prompt, prefill = lab.prompts(f"plan {action}", **state._asdict())
-                asked_now.append(
+                prompt, prefill = lab.prompts(f"plan {action}", **State(q.question, q.document)._asdict())
+                requests.append(
                     GenRequest(
                         prompt,
                         prefill=prefill,
                         max_tokens=config.decision_tokens,
                         temperature=config.temperature,
                         top_k=config.top_k,
-                        seed=sample,
-                    )  # fmt: skip
+                        seed=sample * len(questions) + i,
+                    )
                 )
-        words = [method.parse_decision(r.text) for r in lab.model.generate(asked_now)]
+        words = [method.parse_decision(r.text) for r in lab.model.generate(requests)]
         plans.append(np.array(words, object).reshape(len(questions), 2))
     varied = [len({tuple(plan[i]) for plan in plans}) > 1 for i in range(len(questions))]
     return proportion(sum(varied), len(varied))

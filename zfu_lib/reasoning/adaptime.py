@@ -420,9 +420,6 @@ class RandomMatched:
         return Decision(bool(draw < self.rates[k]), "random")
 
 
-SIGNALS = re.compile(
-    r"\b(?:after|before|when|while|during|until|since|later|earlier|first|last|longer|same time|between|then)\b"
-)
 _LEANING = re.compile(r"\b(?:later|earlier|after|before|until|when|while|during|following|previous|next)\b")
 
 

@@ -45,7 +45,6 @@ KINDS = (
     *("longer", "overlap", "when", "later"),
 )
 """Types of questions: date arithmetic; time to event; one chain; several facts (``when``, ``later``: multi-hop)."""
-COMPOUND = ("longer", "overlap", "when", "later")
 WORDS = (
     *NAMES,
     *(word for name, (plural, verb, objects) in RELATIONS.items() for word in (name, plural, verb, *objects)),

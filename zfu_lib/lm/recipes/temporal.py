@@ -16,8 +16,8 @@ Decisions are learnt from what an item needs by construction. The model begins w
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -207,8 +207,6 @@ def _pick(rng: np.random.Generator) -> str:
 
 def _shorter(item: Item) -> Item:
     """The item with only the sentences that its question is about and rests on."""
-    from dataclasses import replace
-
     kept = {*item.timeline, *item.path}
     return replace(item, order=tuple(i for i in item.order if i in kept))
 
@@ -350,7 +348,7 @@ def _recipe(name: str, purpose: str, minutes: float, *, layers: int, width: int,
         evaluate=evaluate,
         minutes=minutes,
         words=WORDS,
-        initialise=functools.partial(look_up_head),
+        initialise=look_up_head,
     )
 
 
