@@ -250,11 +250,11 @@ class Project:
         kept, log = list(common), []
         for group in groups:
             for decision in guideline.resolve(held.sentence, group, choices=choices):
-                span = decision.span
+                span, rule = decision.span, decision.rule
                 if span and any(span.start < s.end and s.start < span.end for s in kept):
-                    span = None  # what all coders agree on stays
+                    span, rule = None, "overlap"  # what all coders agree on stays; the log says what gave way
                 kept += [span] if span else []
-                said = {"kind": decision.kind, "rule": decision.rule, "open": decision.open}
+                said = {"kind": decision.kind, "rule": rule, "open": decision.open}
                 log.append({**said, "span": list(span) if span else None})
         self._write("adjudicate", item, by, spans=_plain(sorted(kept)), decisions=log)
         return held.state
