@@ -160,6 +160,11 @@ def test_the_single_prompt_is_one_call():
     assert result.diagnoses == ["measles", "flu", "meningitis"]
 
 
+def test_a_reason_must_stand_in_the_case():
+    told = {"because": "measles rash; stiff neck; cough; looks ill"}
+    assert method.findings(told, CASE.text, knowledge()) == ["rash", "looks ill"]
+
+
 # Stage 2, piece by piece
 
 

@@ -316,7 +316,7 @@ def suspect(
     for text, shown, answer in zip(texts, read, answers, strict=True):
         out = SourceOut(source, read=shown)
         listed = list(dict.fromkeys(names(answer.get("suspects", ""))))[:10]
-        said = findings(answer, knowledge)
+        said = findings(answer, text, knowledge)
         for rank, name in enumerate(listed, 1):
             path = cited(name, text, shown, knowledge)
             if rank == 1:
@@ -327,11 +327,14 @@ def suspect(
     return outs
 
 
-def findings(answer: Mapping[str, str], knowledge: Knowledge) -> list[str]:
-    """What an answer gives as reasons: findings by their usual names, or the words themselves."""
+def findings(answer: Mapping[str, str], text: str, knowledge: Knowledge) -> list[str]:
+    """What an answer gives as reasons: findings by their usual names, or words that are no known finding. A finding
+    that the case does not have is left out, whatever the model says."""
+    has = {finding for finding, status in knowledge.findings.mentions(text) if status == "present"}
     found: list[str] = []
     for item in names(answer.get("because", "")):
-        found += sorted(knowledge.findings.entities(item)) or [item]
+        known = knowledge.findings.entities(item)
+        found += sorted(known & has) if known else [item]
     return list(dict.fromkeys(found))
 
 

@@ -6,6 +6,7 @@ everything that could look like the frame of a prompt and never decides what the
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -108,6 +109,7 @@ class Dictionary:
         self._first: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self._canonical, key=len, reverse=True):
             self._first[_WORD.findall(name)[0] if _WORD.findall(name) else name].append(name)
+        self._read = functools.lru_cache(maxsize=100_000)(self._mentions)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.lower() in self._canonical
@@ -119,6 +121,9 @@ class Dictionary:
     def mentions(self, text: str) -> list[tuple[str, str]]:
         """(entity, ``present``, ``absent`` or ``other``) in the order of the text, by the words before it in its
         sentence: a negation, or words for the past and for relatives."""
+        return list(self._read(text))
+
+    def _mentions(self, text: str) -> tuple[tuple[str, str], ...]:
         found = []
         for sentence in re.split(r"(?<=[.;])\s|\n", text.lower()):
             tokens = list(_WORD.finditer(sentence))
@@ -136,7 +141,7 @@ class Dictionary:
                         found.append((self._canonical[name], status))
                         end = after
                         break
-        return found
+        return tuple(found)
 
     def entities(self, text: str) -> set[str]:
         """The entities of a text, whatever is said of them."""
