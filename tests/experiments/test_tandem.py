@@ -120,6 +120,14 @@ def test_a_smaller_cap_never_helps_and_the_largest_changes_nothing(make_lab_tabl
     assert caps["intern alone"]["y"][0] == 100 * (table.correct[:, 0] & (table.n_intern[:, 0] <= 2)).mean()
 
 
+def test_the_example_is_one_that_tells_the_models_apart(make_lab_table):
+    lab, table = make_lab_table
+    k = [q.qid for q in lab.questions].index(lab.example().qid)
+    assert table.alone_correct[k]
+    assert not table.correct[k, 0]
+    assert not (table.alone_correct & ~table.correct[:, 0])[:k].any()
+
+
 @pytest.fixture
 def make_lab_table(lab):
     """The lab with another table of outcomes, some of them right."""

@@ -405,6 +405,10 @@ class Lab:
         """Seeds of the classifiers."""
         return range(self.profile.seeds)
 
+    def example(self) -> Question:
+        """The first test question that the mentor answers alone and the intern does not (else the first of all)."""
+        return self.questions[int(np.argmax(self.test.alone_correct & ~self.test.correct[:, 0]))]
+
     def alone(self) -> dict[str, Interval]:
         """Accuracy, percent, of both models alone and of the intern at each fixed level."""
         t = self.test
