@@ -123,6 +123,6 @@ def direct_graphs() -> dict[str, dict[str, str]]:
             knowledge = json.loads(file.read_text(encoding="utf-8"))["knowledge"]
             for node, told in knowledge.items():
                 found[file.stem][node] = " ".join(told.values()) if isinstance(told, dict) else str(told)
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file.name} is not a DiReCT graph ({error!r})") from None
     return dict(found)
