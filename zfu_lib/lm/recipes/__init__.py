@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zfu_lib.lm.recipes.base import Recipe
 
-FAMILIES = ("reasoning", "merging")
+FAMILIES = ("reasoning", "merging", "editing")
 
 
 def recipes() -> dict[str, Recipe]:
