@@ -9,7 +9,7 @@ as little as possible.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zfu_lib.merging.editing.facts import EditError, Fact, batch_of, block, blocks, losses, subject_end
+from zfu_lib.merging.editing.facts import EditError, Fact, batch_of, block, losses, subject_end
+
+Update = Callable[[int, Tensor, Tensor], Tensor]
+"""From a layer, keys [f, N] and residuals [d, N] to the change of its matrix [d, f]."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ def memit(
 
 
 def _spread(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], how: Locate, update: object
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], how: Locate, update: Update
 ) -> None:
     """Find what should leave the last layer, then let each layer in turn take an equal share of the missing part."""
     layers = sorted(how.layers)
@@ -287,9 +290,3 @@ def null_space(C: Tensor, threshold: float) -> Tensor:
     size, vectors = torch.linalg.eigh(C)
     kept = vectors[:, size <= threshold]
     return kept @ kept.T
-
-
-def middle(model: PreTrainedModel) -> tuple[int, ...]:
-    """Layers in the first half, where subjects are enriched: what MEMIT edits, scaled to any depth."""
-    depth = len(blocks(model))
-    return tuple(range(max(0, depth // 4), max(1, depth // 2 + 1)))

@@ -52,8 +52,9 @@ class Scores:
     free: dict[str, np.ndarray]
 
     def mean(self, metric: str, protocol: str = "free") -> float:
-        """Percent, over the edits that have such questions."""
-        return 100 * float(np.nanmean(getattr(self, protocol)[metric]))
+        """Percent, over the edits that have such questions; NaN if none has."""
+        values = getattr(self, protocol)[metric]
+        return 100 * _mean(values[~np.isnan(values)].tolist())
 
 
 @dataclass(frozen=True)
