@@ -20,13 +20,12 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from zfu_lib.data.bilingual import Split
-from zfu_lib.experiments.merging_bench import SOURCES, Kind, add_low_rank, lessons, tensors_of
+from zfu_lib.experiments.merging_bench import SOURCES, Kind, lessons, tensors_of
 from zfu_lib.lm.train import TrainConfig, train
 from zfu_lib.merging import hi_merging as hi
-from zfu_lib.merging import methods
+from zfu_lib.merging import low_rank, methods
 from zfu_lib.merging.methods import Tensors
 from zfu_lib.report import paths
 from zfu_lib.report.profiles import Cost, Download, Profile
@@ -227,7 +226,7 @@ class Lab:
         p, model = self.profile, copy.deepcopy(self.source.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            adapted = add_low_rank(model, p.lora_rank, 2 * p.lora_rank) if kind == "lora" else []
+            adapted = low_rank.add_low_rank(model, p.lora_rank, 2 * p.lora_rank) if kind == "lora" else []
         config = TrainConfig(
             steps,
             p.batch,
@@ -245,8 +244,7 @@ class Lab:
         log = train(model, batch, config, device=self.device)
         if log.diverged:
             raise ValueError(f"fine-tuning diverged at step {len(log.loss)}; a lower learning rate may help")
-        for layer in adapted:
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        low_rank.fold(adapted)
         return tensors_of(model)
 
     def answers(self, task: str, tensors: Tensors, split: Split = "test") -> np.ndarray:

@@ -13,14 +13,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zfu_lib.data import bilingual
 from zfu_lib.data.bilingual import Item, Split
 from zfu_lib.lm.protocol import GenRequest, ScoreRequest
 from zfu_lib.lm.train import IGNORED, train
-from zfu_lib.merging import methods
 from zfu_lib.merging.methods import Tensors
 
 Kind = Literal["full", "lora"]
@@ -293,29 +291,6 @@ SOURCES: dict[str, Callable[[str, str, int], Any]] = {"bilingual": Generated, "m
 
 
 # Fine-tuning.
-
-
-class LowRank(nn.Module):
-    """``W + alpha/r B A`` with A [r, in] random and B [out, r] zero at first (LoRA, arXiv 2106.09685, section 4.1)."""
-
-    def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
-        super().__init__()
-        rows, columns = weight.shape
-        self.a = nn.Parameter(torch.randn(rank, columns, device=weight.device, dtype=weight.dtype) / columns**0.5)
-        self.b = nn.Parameter(torch.zeros(rows, rank, device=weight.device, dtype=weight.dtype))
-        self.scale = alpha / rank
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.scale * self.b @ self.a
-
-
-def add_low_rank(model: nn.Module, rank: int, alpha: float) -> list[nn.Module]:
-    """Freeze a model, give each linear layer inside a block a trainable low-rank part; returns those layers."""
-    model.requires_grad_(False)
-    layers = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and methods.layer(f"{name}.weight")]
-    for layer in layers:
-        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank, alpha))
-    return layers
 
 
 def tensors_of(model: nn.Module) -> Tensors:

@@ -1,0 +1,123 @@
+"""Editors that fine-tune: plain and regularised SFT, FT-M and FT-L, LoRA. All but LoRA are settings of R-SFT's loops.
+
+Settings named after EasyEdit are those of its configuration files, with layers and rates left to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zfu_lib.merging import low_rank
+from zfu_lib.merging.editing.facts import EditError, Fact, batch_of, last_token_losses, losses, parameters
+from zfu_lib.merging.mm4ke import RSFT, Tuned, r_sft
+
+
+def sft(epochs: int, learning_rate: float, batch_size: int = 1, **part: tuple | None) -> RSFT:
+    """Plain SFT: one update per batch, no early stop. ``part``: ``layers`` and ``matrices``, feed-forward if not named;
+    both None is the whole model, one layer is FT on that layer."""
+    return RSFT(epochs, 1, 0.0, learning_rate, batch_size=batch_size, **part)
+
+
+def ft(layer: int, learning_rate: float = 5e-4, steps: int = 25, threshold: float = 1e-2) -> RSFT:
+    """FT-M as EasyEdit has it: each fact until it fits, one after another, on one ``down_proj``, Adam made anew."""
+    return RSFT(1, steps, threshold, learning_rate, (layer,), ("down_proj",), reset="sample")
+
+
+def ft_l(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    how: RSFT,
+    norm: float | None = None,
+) -> Tuned:
+    """FT-L: as FT-M, with the loss of all target tokens taken at the last token of the prompt.
+
+    Args:
+        norm: largest change of any weight, kept after each update (FT with a norm constraint); None is no bound.
+    """
+    trained = parameters(model, how.layers, how.matrices)
+    first = {name: p.detach().clone() for name, p in trained.items()}
+
+    @torch.no_grad()
+    def constrain() -> None:
+        for name, p in trained.items():
+            p.clamp_(first[name] - norm, first[name] + norm)
+
+    batch = batch_of(model, tokenizer, facts)
+    return r_sft(model, batch, how, loss=last_token_losses, constrain=None if norm is None else constrain)
+
+
+def l2_to_start(model: PreTrainedModel, how: RSFT, weight: float) -> Callable[[], Tensor]:
+    """The penalty ``weight * ||theta - theta_F||^2`` over what is trained, theta_F being the model as it is now."""
+    trained = parameters(model, how.layers, how.matrices)
+    first = {name: p.detach().clone() for name, p in trained.items()}
+    return lambda: weight * sum((p - first[name]).square().sum() for name, p in trained.items())
+
+
+def kl_to_start(
+    model: PreTrainedModel, ids: Tensor, weight: float, rows: int = 8, seed: int = 0
+) -> Callable[[], Tensor]:
+    """The penalty ``weight * KL(p_F || p_theta)``, nats per token, on texts that ask the model to stay what it is now.
+
+    Args:
+        ids: token ids of reference texts, int64 [n, T]; ``rows`` of them are drawn for each update.
+    """
+    with torch.no_grad():
+        before = torch.cat([model(part, use_cache=False).logits.log_softmax(-1) for part in ids.split(64)])
+    generator = torch.Generator().manual_seed(seed)
+
+    def penalty() -> Tensor:
+        chosen = torch.randint(len(ids), (rows,), generator=generator)
+        now = model(ids[chosen], use_cache=False).logits.log_softmax(-1)
+        return weight * F.kl_div(
+            now.flatten(0, 1), before[chosen].flatten(0, 1), reduction="batchmean", log_target=True
+        )
+
+    return penalty
+
+
+def lora(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    *,
+    rank: int = 8,
+    alpha: float = 32,
+    matrices: Sequence[str] = ("q_proj", "v_proj"),
+    epochs: int = 30,
+    learning_rate: float = 5e-3,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> int:
+    """Fine-tune low-rank parts (EasyEdit's defaults), then fold them into the weights; returns the number of updates.
+
+    Raises:
+        EditError: no linear layer of these names; the loss is not finite.
+    """
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    batch = batch_of(model, tokenizer, facts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = low_rank.add_low_rank(model, rank, alpha, matrices)
+    if not layers:
+        raise EditError(f"no linear layers named {', '.join(matrices)} in the blocks of the model")
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], learning_rate)
+    generator, updates = torch.Generator().manual_seed(seed), 0
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(batch.inputs), generator=generator).split(batch_size):
+            loss = losses(model, batch.rows(chosen)).mean()
+            if not torch.isfinite(loss):
+                raise EditError(f"the loss became {loss.item()}; a lower learning rate may help")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            updates += 1
+    low_rank.fold(layers)
+    for name, p in model.named_parameters():
+        p.requires_grad_(wanted[name])
+    return updates
