@@ -79,7 +79,8 @@ class Spec:
     ``facts`` in each of ``relations`` relations for the person asked about and for ``distractors`` others; ``objects``
     per relation; starts within ``years``; an interval lasts 1 to ``longest`` units, gaps 0 to ``gap``; ``implicit`` is
     the probability that a fact (not the first of its chain) leans on another event. ``shuffled``: sentences come in any
-    order. ``terse``: sentences are telegrams (``ada employer borbank 2 years after end of alcorp for 3 years .``).
+    order. ``terse``: sentences are numbered telegrams (``5 ada employer borbank 2 years after end of alcorp for 3 years
+    .``). ``across``: how often a date leans on another person's fact where one is near.
     ``months``: units are months.
 
     Raises:
@@ -96,6 +97,7 @@ class Spec:
     gap: int = 2
     shuffled: bool = True
     terse: bool = False
+    across: float = 0.3
     months: bool = False
     kinds: tuple[str, ...] = KINDS
 
@@ -107,6 +109,7 @@ class Spec:
             "distractors": 1 <= self.distractors < len(NAMES),
             "objects": self.facts * people <= self.objects <= 40,
             "implicit": 0 <= self.implicit <= 1,
+            "across": 0 <= self.across <= 1,
             "longest": self.longest >= 2,
             "gap": self.gap >= 1,
             "years": self.last - self.first >= self.facts * (self.longest + self.gap) + self.gap,
@@ -276,7 +279,7 @@ def _sentence(rng: np.random.Generator, i: int, facts: Sequence[Fact], leans: Se
     start, end = spec.when(f.start), spec.when(f.end)
     if not leans[i]:
         if spec.terse:
-            text = f"{f.subject} {f.relation} {f.object} {start} to {end} ."
+            text = f"{i} {f.subject} {f.relation} {f.object} {start} to {end} ."
         elif rng.random() < 0.5:
             text = f"{f.subject} {verb} {f.object} in {start} and left in {end} ."
         else:
@@ -287,7 +290,7 @@ def _sentence(rng: np.random.Generator, i: int, facts: Sequence[Fact], leans: Se
     others = [
         j for j, g in enumerate(facts) if g.subject != f.subject and not leans[j] and 0 <= f.start - g.start <= spec.gap
     ]
-    if others and rng.random() < 0.3:
+    if others and rng.random() < spec.across:
         needs = [int(rng.choice(others))]
         g = facts[needs[0]]
         event, n, date = f"{g.subject} {RELATIONS[g.relation][1]} {g.object}", f.start - g.start, g.start
@@ -296,7 +299,7 @@ def _sentence(rng: np.random.Generator, i: int, facts: Sequence[Fact], leans: Se
         event, n, date = f"{f.subject} left {before.object}", f.start - before.end, before.end
         edge = f"end of {before.object}"
     start_text = f"{spec.amount(n)} after {event}" if n else f"when {event}"
-    telegram = f"{f.subject} {f.relation} {f.object} {f'{spec.amount(n)} after' if n else 'at'} {edge}"
+    telegram = f"{i} {f.subject} {f.relation} {f.object} {f'{spec.amount(n)} after' if n else 'at'} {edge}"
     start_work = f"{spec.when(date)} + {n} = {start}" if n else start
     following = facts[i + 1] if (i + 1) % spec.facts else None
     if following and following.start == f.end and not leans[i + 1] and rng.random() < 0.5:
@@ -493,7 +496,7 @@ _SAID = re.compile(
 )
 _DATED = re.compile(r"from (?P<start>.+) to (?P<end>.+) the (?P<relation>\w+) of (?P<who>\w+) was (?P<what>\w+)")
 _TERSE = re.compile(
-    rf"(?P<who>\w+) (?P<relation>{'|'.join(RELATIONS)}) (?P<what>\w+) (?P<start>.+?) "
+    rf"\d+ (?P<who>\w+) (?P<relation>{'|'.join(RELATIONS)}) (?P<what>\w+) (?P<start>.+?) "
     r"(?:to |until (?=start)|(?=for ))(?P<end>.+)"
 )
 _TIME = re.compile(r"(?:([a-z]{3}) )?(\d{4})")

@@ -2,16 +2,17 @@
 
 Every step is a text of its own, the document first and what is wanted last::
 
-    ada employer alcorp 1951 to 1954 . ada employer borbank 2 years after end of alcorp for 3 years . ...
+    0 ada employer alcorp 1951 to 1954 . 1 ada employer borbank 2 years after end of alcorp for 3 years . ...
     Question : which employer did ada have when zoe left galbank ?
     Timeline :
-    ada employer alcorp 1951 to 1954
-    ada employer borbank 1954 + 2 = 1956 to 1956 + 3 = 1959
+    0 ada employer alcorp 1951 to 1954
+    1 ada employer borbank 1954 + 2 = 1956 to 1956 + 3 = 1959
 
 :func:`ask` makes what is read and :func:`told` what should be written. Each way to an answer (directly, thinking first,
 beside a timeline) has the same number of examples, so that a difference between them is no difference of training.
 Decisions are learnt from what an item needs by construction. The model begins with the look-up head of
-:mod:`zfu_lib.lm.recipes.reasoning`.
+:mod:`zfu_lib.lm.recipes.reasoning` and with words to be said twice: without those the head was lost again before it was
+of any use.
 """
 
 from __future__ import annotations
@@ -32,33 +33,29 @@ from zfu_lib.lm.train import TrainConfig
 KINDS = ("in", "unknown", "previous", "next", "duration", "ordinal", "longer", "when", "later")
 """The questions it is trained on (and date arithmetic); the others are left out, for a test on new kinds."""
 WORLD = Spec(
-    facts=3, distractors=1, relations=1, objects=16, years=(1950, 1999), shuffled=False, terse=True, kinds=KINDS
+    facts=3,
+    distractors=1,
+    relations=1,
+    objects=16,
+    years=(1950, 1999),
+    shuffled=False,
+    terse=True,
+    across=0.0,
+    kinds=KINDS,
 )
 CONTEXT = 512
 HELD_OUT = 2_000_000_000
 """Seeds from here on are never trained on."""
-DRILLS = 0.3
+DRILLS = 0.25
 """Share of texts that are date arithmetic or a comparison of dates."""
+COPIES = 0.1
+"""Share of texts that are words in any order, said twice; in the first twentieth of the training most are."""
 WORDS: tuple[str, ...] = tuple(
     dict.fromkeys(
         (
             *("Question", "Split", "Timeline", "Answer", "Think", "Known", "Review", "Aggregate", "Need", "Rule"),
-            *(
-                "Steps",
-                "Example",
-                "Wide",
-                "Check",
-                "split",
-                "timeline",
-                "review",
-                "yes",
-                "no",
-                "A",
-                "B",
-                "AB",
-                "BA",
-                "O",
-            ),
+            *("Steps", "Example", "Wide", "Check", "Say", "split", "timeline", "review", "yes", "no"),
+            *("A", "B", "AB", "BA", "O"),
             *(".", ",", ":", "?", "+", "=", "->", "or", "each"),
             *map(str, range(13)),
             *map(str, range(1940, 2010)),
@@ -108,7 +105,7 @@ def ask(
 def line(item: Item, i: int) -> str:
     """One line of a timeline: whose, what, and the two dates with how they come about."""
     f, (start, end) = item.facts[i], item.told[i].work
-    return f"{f.subject} {f.relation} {f.object} {start} to {end}"
+    return f"{i} {f.subject} {f.relation} {f.object} {start} to {end}"
 
 
 def timeline(item: Item, of: Sequence[int] | None = None) -> str:
@@ -190,6 +187,9 @@ def examples(n: int, seed: int, progress: float) -> list[Example]:
     """``n`` texts. Documents grow in the first third of the training: one chain, then all."""
     rng, made = np.random.default_rng((seed, 43)), []
     while len(made) < n:
+        if rng.random() < (0.9 if progress < 1 / 20 else COPIES):
+            made += [_copy(rng) for _ in range(PER_ITEM)]
+            continue
         if rng.random() < DRILLS:
             made += [_drill(rng) for _ in range(PER_ITEM)]
             continue
@@ -261,6 +261,14 @@ def _wrong(item: Item, rng: np.random.Generator) -> str:
     if item.options:
         return str(rng.choice([x for x in item.options if x != item.answer]))
     return str(rng.choice([n for n in range(1, WORLD.longest + 1) if str(n) != item.answer]))
+
+
+_COPIED = [word for word in WORDS if word.isalnum() and not word[0].isupper()]
+
+
+def _copy(rng: np.random.Generator) -> Example:
+    said = " ".join(_COPIED[i] for i in rng.permutation(len(_COPIED))[: rng.integers(6, 20)])
+    return f"Say : {said}\nSay :", f" {said}\n"
 
 
 def _drill(rng: np.random.Generator) -> Example:
