@@ -15,7 +15,7 @@ from zfu_lib.experiments import hi_merging as e
 from zfu_lib.experiments import merging_bench as bench
 from zfu_lib.lm.tokenizer import byte_tokenizer
 from zfu_lib.merging import hi_merging as hi
-from zfu_lib.merging import methods
+from zfu_lib.merging import low_rank, methods
 from zfu_lib.report import claims, statistics, verdicts
 
 TINY = replace(
@@ -135,7 +135,7 @@ def test_low_rank_starts_at_the_model_and_trains_nothing_else(lab):
     model = copy.deepcopy(lab.source.model)
     x = torch.arange(8)[None]
     before = model(x).logits
-    layers = bench.add_low_rank(model, 4, 8.0)
+    layers = low_rank.add_low_rank(model, 4, 8.0)
     assert len(layers) == 7 * 4
     assert torch.equal(model(x).logits, before)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}

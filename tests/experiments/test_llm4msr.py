@@ -155,7 +155,7 @@ def test_serving_times_three_ways(lab):
 
 def test_full_profile_says_how_far_a_cpu_scales_it_down():
     found = llm4msr.Lab(llm4msr.FULL, device="cpu").description()
-    assert "Scaled down for a CPU: 3 of 5 seeds" in found
+    assert "Scaled down for a CPU: on real logs 8 of 12 epochs" in found
     assert "Scaled down" not in llm4msr.Lab(llm4msr.QUICK, device="cpu").description()
 
 
