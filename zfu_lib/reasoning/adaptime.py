@@ -1,5 +1,7 @@
 """AdapTime (arXiv 2604.24175): three prompt-only actions on a question about time, and a planner that gates each once.
 
+::
+
     d1 = plan(reformulate | Q)             q1..qn = Reformulate(Q) if d1 else Q
     d2 = plan(rewrite | Q, C)              C' = Rewrite(C, q1..qn) if d2 else C
                                            Ai = Answer(qi | C', A1..Ai-1),  A = Aggregate(Q, {qi, Ai})

@@ -29,7 +29,7 @@ class Fact(Protocol):
     def target(self) -> str: ...
 
 
-Some = TypeVar("Some", bound=Fact)
+_Some = TypeVar("_Some", bound=Fact)
 
 
 class EditError(ValueError):
@@ -114,7 +114,7 @@ def refuse_contradictions(facts: Sequence[Fact]) -> None:
             )
 
 
-def last_wins(facts: Sequence[Some]) -> list[Some]:
+def last_wins(facts: Sequence[_Some]) -> list[_Some]:
     """For every prompt the last fact only, in the order of the last ones."""
     latest = {fact.prompt: i for i, fact in enumerate(facts)}
     return [facts[i] for i in sorted(latest.values())]
