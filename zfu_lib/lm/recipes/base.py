@@ -49,3 +49,22 @@ class Recipe:
     committed: bool = True
     words: tuple[str, ...] = WORDS
     initialise: Callable[[PreTrainedModel], None] | None = None
+
+
+def llama(
+    *, width: int, layers: int, heads: int, inner: int, context: int, spread: float, theta: float | None = None
+) -> dict[str, Any]:
+    """The Llama layout with tied embeddings: ``inner`` is the width of the feed-forward layers, ``spread`` the standard
+    deviation of the random weights, ``theta`` the base of the rotary embedding (None: that of transformers)."""
+    layout = {
+        "model_type": "llama",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": inner,
+        "max_position_embeddings": context,
+        "tie_word_embeddings": True,
+        "initializer_range": spread,
+    }
+    return layout if theta is None else layout | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}

@@ -20,7 +20,7 @@ import numpy as np
 from zfu_lib.data.worlds import clinic
 from zfu_lib.data.worlds.clinic import ClinicCase, Mention
 from zfu_lib.lm.protocol import GenRequest, LanguageModel
-from zfu_lib.lm.recipes.base import Example, Recipe, Score
+from zfu_lib.lm.recipes.base import Example, Recipe, Score, llama
 from zfu_lib.lm.recipes.reasoning import look_up_head
 from zfu_lib.lm.train import TrainConfig
 
@@ -330,18 +330,9 @@ def _recipe(name: str, purpose: str, common: float, rare: float, *, layers: int 
     return Recipe(
         name=name,
         purpose=purpose,
-        architecture={
-            "model_type": "llama",
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": width // 32,
-            "num_key_value_heads": width // 32,
-            "intermediate_size": 2 * width,
-            "max_position_embeddings": CONTEXT,
-            "tie_word_embeddings": True,
-            "initializer_range": 0.02,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        },
+        architecture=llama(
+            width=width, layers=layers, heads=width // 32, inner=2 * width, context=CONTEXT, spread=0.02, theta=1e6
+        ),
         train=TrainConfig(**schedule | {"checkpoint_every": 200} | train),
         examples=functools.partial(examples, common=common, rare=rare),
         evaluate=functools.partial(evaluate, common=common, rare=rare),

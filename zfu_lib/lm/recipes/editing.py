@@ -11,7 +11,7 @@ import numpy as np
 from zfu_lib.data import gazetteer
 from zfu_lib.data.gazetteer import HOPS, LANDS, RELATIONS, SKILLS, VALUES, Question
 from zfu_lib.lm.protocol import GenRequest, LanguageModel
-from zfu_lib.lm.recipes.base import Example, Recipe, Score
+from zfu_lib.lm.recipes.base import Example, Recipe, Score, llama
 from zfu_lib.lm.train import TrainConfig
 
 HELD_OUT = 2_000_000_000
@@ -67,17 +67,7 @@ def _recipe(
     return Recipe(
         name=name,
         purpose=purpose,
-        architecture={
-            "model_type": "llama",
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "intermediate_size": 3 * width,
-            "max_position_embeddings": CONTEXT,
-            "tie_word_embeddings": True,
-            "initializer_range": width**-0.5,
-        },
+        architecture=llama(width=width, layers=layers, heads=4, inner=3 * width, context=CONTEXT, spread=width**-0.5),
         train=TrainConfig(**schedule | train, checkpoint_every=100),
         examples=functools.partial(examples, size=size),
         evaluate=functools.partial(evaluate, size=size),

@@ -14,7 +14,7 @@ import numpy as np
 
 from zfu_lib.data import bilingual
 from zfu_lib.lm.protocol import LanguageModel, ScoreRequest
-from zfu_lib.lm.recipes.base import Example, Recipe, Score
+from zfu_lib.lm.recipes.base import Example, Recipe, Score, llama
 from zfu_lib.lm.train import TrainConfig
 
 QUESTIONS = 0.01
@@ -57,17 +57,7 @@ def _recipe(name: str, purpose: str, *, layers: int, width: int, committed: bool
     return Recipe(
         name=name,
         purpose=purpose,
-        architecture={
-            "model_type": "llama",
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "intermediate_size": 2 * width,
-            "max_position_embeddings": CONTEXT,
-            "tie_word_embeddings": True,
-            "initializer_range": width**-0.5,
-        },
+        architecture=llama(width=width, layers=layers, heads=4, inner=2 * width, context=CONTEXT, spread=width**-0.5),
         train=TrainConfig(**schedule | train),
         examples=examples,
         evaluate=evaluate,

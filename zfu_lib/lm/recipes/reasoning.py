@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from zfu_lib.data.worlds import chaincalc
 from zfu_lib.data.worlds.problem import Problem, aided, answer, own_solution, prompt, solution
 from zfu_lib.lm.protocol import GenRequest, LanguageModel
-from zfu_lib.lm.recipes.base import Example, Recipe, Score
+from zfu_lib.lm.recipes.base import Example, Recipe, Score, llama
 from zfu_lib.lm.train import TrainConfig
 
 MODULUS = 7
@@ -193,18 +193,15 @@ def _recipe(
     return Recipe(
         name=name,
         purpose=purpose,
-        architecture={
-            "model_type": "llama",
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "intermediate_size": 64 * round(width * 8 / 3 / 64),
-            "max_position_embeddings": CONTEXT,
-            "tie_word_embeddings": True,
-            "initializer_range": 0.02,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        },
+        architecture=llama(
+            width=width,
+            layers=layers,
+            heads=heads,
+            inner=64 * round(width * 8 / 3 / 64),
+            context=CONTEXT,
+            spread=0.02,
+            theta=1e6,
+        ),
         train=TrainConfig(
             steps=6000,
             batch_size=16,

@@ -26,7 +26,7 @@ import numpy as np
 from zfu_lib.data.worlds import chronobio
 from zfu_lib.data.worlds.chronobio import Item, Spec
 from zfu_lib.lm.protocol import GenRequest, LanguageModel
-from zfu_lib.lm.recipes.base import Example, Recipe, Score
+from zfu_lib.lm.recipes.base import Example, Recipe, Score, llama
 from zfu_lib.lm.recipes.reasoning import look_up_head
 from zfu_lib.lm.train import TrainConfig
 
@@ -339,18 +339,15 @@ def _recipe(name: str, purpose: str, minutes: float, *, layers: int, width: int,
     return Recipe(
         name=name,
         purpose=purpose,
-        architecture={
-            "model_type": "llama",
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "intermediate_size": 64 * round(width * 8 / 3 / 64),
-            "max_position_embeddings": CONTEXT,
-            "tie_word_embeddings": True,
-            "initializer_range": 0.02,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        },
+        architecture=llama(
+            width=width,
+            layers=layers,
+            heads=heads,
+            inner=64 * round(width * 8 / 3 / 64),
+            context=CONTEXT,
+            spread=0.02,
+            theta=1e6,
+        ),
         train=TrainConfig(seq_len=CONTEXT, seed=seed, checkpoint_every=200, **schedule | train),
         examples=examples,
         evaluate=evaluate,
