@@ -7,9 +7,9 @@ from zfu_lib.attention import decoder
 
 
 @pytest.fixture
-def decode_by_kernel(monkeypatch):
-    """``decode(model, ids, mask, first)``: logits from position ``first`` on, a token at a time over the cache, and how
-    often a layer read the cache by its kernel."""
+def check_decoding_by_kernel(monkeypatch):
+    """``check(model, ids)``: the kernel that reads the cache gives the logits of PyTorch, with a padded row, past the
+    end of a window, for as many slots as there are; ``ids`` are [2, 14]."""
     tiles = pytest.importorskip("zfu_kernels.tiles", reason="Triton exists on Linux only")
     if not tiles.INTERPRETED:
         pytest.skip("the models of these tests are on the CPU, where there is no kernel but in the interpreter")
@@ -26,4 +26,15 @@ def decode_by_kernel(monkeypatch):
             ]
         return torch.cat(parts, 1), len(calls)
 
-    return decode
+    def check(model, ids):
+        ids[0, :3], mask = 0, torch.ones_like(ids)
+        mask[0, :3] = 0
+        with torch.no_grad():
+            expected = model(ids, attention_mask=mask, use_cache=False).logits[:, 8:]
+            logits, calls = decode(model, ids, mask, 8)
+        assert calls == 6 * model.config.num_hidden_layers
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        _, calls = decode(model, ids[:, :9], mask, 8)
+        assert not calls, "the kernel has no gradient, so where one may be asked for PyTorch computes"
+
+    return check
