@@ -25,8 +25,8 @@ from zfu_lib.retrieval import BM25, Dense, fuse, words
 LONGEST = 400
 """Characters of a statement; the rest is cut."""
 NEAR_DUPLICATE = 0.9
-"""Jaccard similarity of words from which a case of the database counts as the case itself (section 10.2 of our notes
-on the paper: a case must never find itself)."""
+"""Jaccard similarity of words from which a case of the database counts as the case itself: a case must never
+find itself (a choice of this book)."""
 
 
 class SourceError(RuntimeError):
