@@ -119,6 +119,48 @@ def test_a_value_makes_the_target_likelier_and_stays_near():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in MODEL.modules())
 
 
+def test_a_value_is_the_one_that_the_papers_objective_finds():
+    """Written out for one fact: the target after the prompt with and without a prefix, KL(after || before), decay."""
+    how = replace(LOCATE, kl=5.0, decay=0.5, clamp=0.5, prefixes=("one plus two makes three .",))
+    case, mlp = CASES[0], MODEL.model.layers[0].mlp
+    found, _ = locate.values(MODEL, TOKENIZER, [case], mlp, how)
+    ids = lambda text: TOKENIZER(text)["input_ids"]  # noqa: E731
+    target = TOKENIZER(f" {case.target}", add_special_tokens=False)["input_ids"]
+    delta, start, clean = torch.zeros(16, requires_grad=True), [], None
+
+    def said(text, end, scored):
+        """Log-probabilities at the last ``scored`` positions, with the change at position ``end``."""
+
+        def change(_module, _args, out):
+            start.append(out[0, end].detach())
+            return out.index_put((torch.tensor(0), torch.tensor(end)), out[0, end] + delta)
+
+        handle = mlp.register_forward_hook(change)
+        logits = MODEL(torch.tensor([text])).logits[0, -scored:].log_softmax(-1)
+        handle.remove()
+        return logits
+
+    essence = ids(f"records say that {case.subject}")
+    was = said(essence, len(essence) - 1, 1).detach()
+    optimizer = torch.optim.Adam([delta], how.learning_rate)
+    for _ in range(how.steps):
+        loss = 0.0
+        for prompt in (case.prompt, f"{how.prefixes[0]} {case.prompt}"):
+            end = facts.subject_end(TOKENIZER, replace(case, prompt=prompt))
+            told = said([*ids(prompt), *target[:-1]], end, len(target))
+            loss = loss - told[torch.arange(len(target)), target].mean() / 2
+            clean = start[-1] if prompt == case.prompt else clean
+        now = said(essence, len(essence) - 1, 1)
+        loss = loss + how.kl * (now.exp() * (now - was)).sum()
+        loss = loss + how.decay * delta.norm() / clean.norm() ** 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            delta *= (how.clamp * clean.norm() / delta.norm()).clamp_max(1.0)
+    torch.testing.assert_close(found[0], (clean + delta).detach(), atol=1e-3, rtol=1e-3)
+
+
 def test_values_of_many_facts_are_those_of_each_alone():
     together, _ = locate.values(MODEL, TOKENIZER, CASES, MODEL.model.layers[0], LOCATE)
     for case, value in zip(CASES, together):

@@ -28,9 +28,10 @@ class Locate:
     """What the three editors share.
 
     ``layers`` are edited (ROME: the first only); the value is looked for at the last of them. ``steps`` of Adam with
-    ``learning_rate`` look for it, its change held within ``clamp`` times the norm of what it changes; ``decay`` and
-    ``kl`` weigh the squared size of the change and KL(before || after) at the prompt ``essence``, which tells of the
-    subject without asking for a fact. Keys are averaged over ``prefixes``, texts put before the prompt.
+    ``learning_rate`` look for it, its change held within ``clamp`` times the norm of what it changes. ``kl`` weighs
+    KL(after || before) at the prompt ``essence``, which tells of the subject without asking for a fact; ``decay`` the
+    size of the change, by the square of the norm of what it changes (the papers name a decay, the form is that of their
+    code). Keys, and the loss of a value, are averaged over the prompt alone and after each of ``prefixes``.
 
     ``covariance_weight`` (MEMIT) is lambda in C lambda; ``null_threshold`` (AlphaEdit) the largest eigenvalue of C that
     counts as zero, ``null_l2`` the ridge. Defaults are EasyEdit's for 7B models where they do not depend on size.
@@ -92,7 +93,7 @@ def keys(
     """Key of each fact, averaged over the prompt alone and after each of ``prefixes``: [N, f]."""
     total = 0.0
     for prefix in ("", *prefixes):
-        begun = [_Begun(f.subject, f"{prefix} {f.prompt}" if prefix else f.prompt, f.target) for f in facts]
+        begun = _after(prefix, facts)
         ends = [subject_end(tokenizer, fact) for fact in begun]
         ids = _padded(tokenizer, [fact.prompt for fact in begun]).to(model.device)
         with entering(block(model, layer).mlp.down_proj) as seen:
@@ -106,6 +107,10 @@ class _Begun:
     subject: str
     prompt: str
     target: str
+
+
+def _after(prefix: str, facts: Sequence[Fact]) -> list[_Begun]:
+    return [_Begun(f.subject, f"{prefix} {f.prompt}" if prefix else f.prompt, f.target) for f in facts]
 
 
 def _padded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
@@ -125,29 +130,32 @@ def values(
 ) -> tuple[Tensor, Tensor]:
     """What should leave ``module`` at the last token of each subject, and what leaves it now: two of [N, d].
 
-    ``module`` is an MLP (ROME) or a block (MEMIT). All facts are looked for at once; none sees the others.
+    ``module`` is an MLP (ROME, equation 4) or a block (MEMIT, equation 16). All facts are looked for at once; none sees
+    the others. EasyEdit also stops as soon as the loss of a fact is below 0.05; here all steps are made.
     """
-    batch = batch_of(model, tokenizer, facts)
-    ends = torch.tensor([subject_end(tokenizer, fact) for fact in facts])
+    N, begun = len(facts), [fact for prefix in ("", *how.prefixes) for fact in _after(prefix, facts)]
+    batch = batch_of(model, tokenizer, begun)
+    ends = torch.tensor([subject_end(tokenizer, fact) for fact in begun])
     about = [_Begun(f.subject, how.essence.format(f.subject), "") for f in facts]
     essence = _padded(tokenizer, [fact.prompt for fact in about]).to(model.device)
     essence_ends = torch.tensor([subject_end(tokenizer, fact) for fact in about])
     essence_last = torch.tensor([len(tokenizer(fact.prompt)["input_ids"]) - 1 for fact in about])
-    rows, before = torch.arange(len(facts)), []
+    before = []
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
-    delta = torch.zeros(len(facts), model.config.hidden_size, device=model.device, requires_grad=True)
+    delta = torch.zeros(N, model.config.hidden_size, device=model.device, requires_grad=True)
     at = ends
 
     def shifted(_module: nn.Module, _args: object, output: Tensor | tuple) -> Tensor | tuple:
         hidden = output[0] if isinstance(output, tuple) else output
+        rows = torch.arange(len(at))
         if not before:
-            before.append(hidden[rows, at].detach().clone())
-        hidden = hidden.index_put((rows, at), hidden[rows, at] + delta)
+            before.append(hidden[rows, at][:N].detach().clone())
+        hidden = hidden.index_put((rows, at), hidden[rows, at] + delta.repeat(len(at) // N, 1))
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def essence_now() -> Tensor:
-        return model(essence, use_cache=False).logits[rows, essence_last].log_softmax(-1)
+        return model(essence, use_cache=False).logits[torch.arange(N), essence_last].log_softmax(-1)
 
     with torch.no_grad():
         told_before = essence_now()
@@ -155,12 +163,12 @@ def values(
     try:
         for _ in range(how.steps):
             at = ends
-            loss = losses(model, batch).sum()
-            size = delta.norm(dim=1) / before[0].norm(dim=1)
+            loss = losses(model, batch).view(-1, N).mean(0).sum()
+            size = delta.norm(dim=1) / before[0].norm(dim=1).square()
             at = essence_ends
-            kl = F.kl_div(essence_now(), told_before, reduction="sum", log_target=True)
+            kl = F.kl_div(told_before, essence_now(), reduction="sum", log_target=True)
             optimizer.zero_grad()
-            (loss + how.kl * kl + how.decay * size.square().sum()).backward()
+            (loss + how.kl * kl + how.decay * size.sum()).backward()
             optimizer.step()
             with torch.no_grad():
                 longest = how.clamp * before[0].norm(dim=1, keepdim=True)
