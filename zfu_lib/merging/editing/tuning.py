@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zfu_lib.merging import low_rank
 from zfu_lib.merging.editing.facts import EditError, Fact, batch_of, last_token_losses, losses, parameters
 from zfu_lib.merging.mm4ke import RSFT, Tuned, r_sft
 
@@ -94,18 +93,19 @@ def lora(
     batch_size: int = 16,
     seed: int = 0,
 ) -> int:
-    """Fine-tune low-rank parts (EasyEdit's defaults), then fold them into the weights; returns the number of updates.
+    """LoRA as peft makes it (EasyEdit's defaults), folded into the weights at the end; returns the number of updates.
 
     Raises:
-        EditError: no linear layer of these names; the loss is not finite.
+        EditError: no matrix of these names; the loss is not finite.
     """
+    from peft import LoraConfig, get_peft_model
+
+    parameters(model, None, matrices)
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     batch = batch_of(model, tokenizer, facts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = low_rank.add_low_rank(model, rank, alpha, matrices)
-    if not layers:
-        raise EditError(f"no linear layers named {', '.join(matrices)} in the blocks of the model")
+        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(matrices)))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], learning_rate)
     generator, updates = torch.Generator().manual_seed(seed), 0
     for _ in range(epochs):
@@ -117,7 +117,7 @@ def lora(
             loss.backward()
             optimizer.step()
             updates += 1
-    low_rank.fold(layers)
+    adapted.merge_and_unload()
     for name, p in model.named_parameters():
         p.requires_grad_(wanted[name])
     return updates
