@@ -158,7 +158,7 @@ TINY = Settings(
     ft_l_norm=0.05,
     rome=locate.Locate((0,), essence="records say that {}"),
     memit=locate.Locate((0,), essence="records say that {}", covariance_weight=100.0),
-    alphaedit=locate.Locate((0, 1), essence="records say that {}", null_threshold=1.0, null_l2=0.1),
+    alphaedit=locate.Locate((0,), essence="records say that {}", null_threshold=3.0, null_l2=100.0),
     batch=10,
     grace=memory.GraceSettings(2, epsilon=0.5, steps=30),
     lora={"epochs": 30, "learning_rate": 2e-3},
