@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from zfu_lib.data import edits, gazetteer
+from zfu_lib.data.edits import Case
 from zfu_lib.experiments import mm4ke as e
-from zfu_lib.lm import tiny
+from zfu_lib.lm import harness, tiny
 from zfu_lib.lm.tokenizer import byte_tokenizer
 from zfu_lib.merging import mm4ke
-from zfu_lib.report import claims, statistics, verdicts
+from zfu_lib.report import claims, figures, statistics, verdicts
 
 TINY = replace(
     e.QUICK, seeds=2, lengths=(1, 4), closer=4, ps=(1.0, 0.3), ss=(1.0, 0.5), ability=8, texts=20, rows=60, editors=()
@@ -76,7 +77,30 @@ def test_curves_and_sweeps_have_the_shape_of_the_profile(study):
     curve = study.curves("edit", ["R-SFT"])["R-SFT"]
     assert curve["x"] == [1, 4]
     assert study.sweep("kept").shape == (2, 2)
-    assert e.curve([0, 1], np.array([[1.0, 2.0], [3.0, 4.0]]))["y"] == [2.0, 3.0]
+
+
+def test_no_interval_of_a_percentage_leaves_0_to_100(study):
+    assert e.percent([100.0, 100.0, 95.0]).high == 100
+    assert e.percent([0.0, 0.0, 5.0]).low == 0
+    assert e.percent([40.0, 50.0, 60.0]) == statistics.over_seeds([40.0, 50.0, 60.0])
+    for metric in ("reliability", "locality", "ability"):
+        found = study.curves(metric, ["R-SFT", "FT-M"]).values()
+        assert all(0 <= low <= y <= high <= 100 for c in found for low, y, high in zip(c["low"], c["y"], c["high"]))
+
+
+def test_every_editor_is_in_a_figure_that_can_tell_its_lines_apart(study):
+    shown = study.families
+    assert set().union(*shown.values()) == {*e.MERGED, *e.EDITORS} - {"unedited"}
+    assert all("MM4KE" in names and len(names) <= len(figures.MARKERS) - 1 for names in shown.values())
+
+
+def test_lm_eval_finds_what_the_model_says_where_it_is_sure(study):
+    asked = study.bench.source.abilities(8, e.QUESTIONS + 2)
+    scores = study.general("unedited", 4)
+    assert set(scores) == set(asked)
+    assert scores["larger"].tolist() == [100, 100]
+    right = sum(study.bench.holds(study.bench.model, Case("", q.prompt, q.answer)) for q in asked["reading"])
+    assert scores["reading"][0] >= 100 * right / 8  # scoring alternatives is easier than writing the answer
 
 
 def test_the_closer_studies_measure_what_their_claims_ask_for(study, monkeypatch):
@@ -113,6 +137,10 @@ def test_a_sabotaged_merge_loses_its_verdict():
 # Published data, in miniature.
 
 
+SCORES = {name.split(":")[0]: {"acc": {"value": 0.5}} for name in e.PAPER.tasks}
+SCORES["leaderboard_mmlu_pro"]["acc"]["value"] = 0.25
+
+
 def test_the_paper_profile_runs_on_a_miniature(tmp_path, monkeypatch):
     """A checkpoint of the Qwen2 layout, edits in a file of KnowEdit's form, and stand-ins for the hub's texts."""
     tokenizer = byte_tokenizer()
@@ -131,7 +159,7 @@ def test_the_paper_profile_runs_on_a_miniature(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     profile = replace(
         e.PAPER,
-        model=f"{tmp_path / 'model'} | knowedit:{tmp_path / 'recent.json'}",
+        model=str(tmp_path / "model"), edits=f"knowedit:{tmp_path / 'recent.json'}",
         seeds=2, lengths=(1, 3), closer=3, ps=(1.0,), ss=(1.0, 0.5), ability=3, texts=2, rows=4, studies=(),
     )  # fmt: skip
     study = e.Study(e.Bench(profile, device="cpu"))
@@ -144,6 +172,12 @@ def test_the_paper_profile_runs_on_a_miniature(tmp_path, monkeypatch):
     assert not {c.prompt for c in study.bench.cases(3, 0)} & {c.prompt for c in study.bench.cases(3, e.CALIBRATION)}
     with pytest.raises(ValueError, match="5 edits of 4 in half of the file"):
         study.bench.cases(5, 0)
+    with pytest.raises(ValueError, match="edits 'zsre' are neither FORM:FILE nor one of WikiRecent, CounterFact, ZsRE"):
+        e.Bench(replace(profile, edits="zsre"), device="cpu")
+    asked = []
+    monkeypatch.setattr(harness, "evaluate", lambda m, t, tasks, **_: asked.extend(tasks) or {"scores": SCORES})
+    study.bench.source.named = e.PAPER.tasks
+    assert study.bench.general(study.bench.model) == {"leaderboard_mmlu_pro": 25.0} | dict.fromkeys(asked[1:], 50.0)
 
 
 def test_a_checkpoint_folder_is_edited_into_another(tmp_path):

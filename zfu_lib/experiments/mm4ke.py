@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import json
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,23 +26,25 @@ from transformers import PreTrainedModel
 
 from zfu_lib.data import edits, gazetteer
 from zfu_lib.data.edits import Case
+from zfu_lib.lm import harness
 from zfu_lib.lm.recipes.editing import SENTENCES
 from zfu_lib.merging import mm4ke
 from zfu_lib.merging.editing import facts, locate, memory, metrics, tuning
 from zfu_lib.merging.mm4ke import RSFT
 from zfu_lib.report.profiles import Cost, Download, Profile
-from zfu_lib.report.statistics import over_seeds
+from zfu_lib.report.statistics import Interval, over_seeds
 
 
 @dataclass(frozen=True)
 class Mm4keProfile(Profile):
     """What the chapter edits and measures.
 
-    ``source`` names the bench, ``model`` what is edited. Sequences of ``lengths`` edits are made by every one of
-    ``editors``, those of ``long`` edits by ``enduring`` ones with ``few_seeds`` seeds; the closer look is at ``closer``
-    edits, and further ``studies`` are made there with ``few_seeds``. ``ps`` and ``ss`` are what
-    stage 2 tries on calibration edits. ``ability`` questions of each skill and ``texts`` held-out texts say what is
-    kept. ``rows`` texts give the second moments of keys.
+    ``source`` names the bench, ``model`` what is edited and, if it is a published one, ``edits`` by what. Sequences of
+    ``lengths`` edits are made by every one of ``editors``, those of ``long`` edits by ``enduring`` ones with
+    ``few_seeds`` seeds; the closer look is at ``closer`` edits, and further ``studies`` are made there with
+    ``few_seeds``. ``ps`` and ``ss`` are what stage 2 tries on calibration edits. ``ability`` questions of each skill
+    and ``texts`` held-out texts say what is kept; ``tasks`` are tasks that lm-eval knows, as ``task:metric``, asked of
+    a published model. ``rows`` texts give the second moments of keys.
     """
 
     source: str
@@ -57,6 +61,8 @@ class Mm4keProfile(Profile):
     long: tuple[int, ...] = ()
     enduring: tuple[str, ...] = ()
     few_seeds: int = 3
+    tasks: tuple[str, ...] = ()
+    edits: str = ""
 
 
 MAIN = ("MM4KE", "R-SFT", "FT-M", "ROME")
@@ -66,7 +72,7 @@ QUICK = Mm4keProfile(
     seeds=3,
     source="gazetteer",
     model="gazetteer",
-    lengths=(1, 5, 20),
+    lengths=(1, 10, 20),
     editors=MAIN,
     closer=20,
     ps=(1.0, 0.5, 0.2),
@@ -101,15 +107,24 @@ PAPER = replace(
         memory_gb=200,
         gpu_memory_gb=140,
         disk_gb=40,
-        downloads=(Download("Qwen/Qwen2.5-7B-Instruct", 15.2), Download("zjunlp/KnowEdit", 0.2)),
+        downloads=(
+            Download("Qwen/Qwen2.5-7B-Instruct", 15.2),
+            Download("zjunlp/KnowEdit", 0.2),
+            Download("MMLU-Pro and SuperGLUE", 0.1),
+        ),
     ),
     seeds=3,
     source="published",
     model="Qwen/Qwen2.5-7B-Instruct",
+    edits="WikiRecent",
     lengths=(1, 10, 100, 1000),
     long=(),
     enduring=(),
     studies=("regularised",),
+    tasks=(
+        "leaderboard_mmlu_pro:acc",
+        *(f"{task}:acc" for task in ("boolq", "cb", "copa", "multirc", "sglue_rte", "wic", "wsc")),
+    ),
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
 
@@ -212,32 +227,50 @@ class Generated:
         """Questions of each skill."""
         return {skill: gazetteer.questions(skill, n, seed, self.known) for skill in gazetteer.SKILLS}
 
+    def tasks(self, n: int, seed: int, folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
+        """The same questions as tasks of lm-eval, which scores every answer of a kind: (task, metric) by skill."""
+        found, kinds = {}, (*gazetteer.RANGES.values(), *gazetteer.LAND_NAMES.values(), gazetteer.NUMBERS)
+        for skill, asked in self.abilities(n, seed).items():
+            rows = [(q, next(kind for kind in kinds if q.answer in kind)) for q in asked]
+            lines = [json.dumps({"question": q.prompt, "choices": c, "answer": c.index(q.answer)}) for q, c in rows]
+            file = folder / f"{skill}.jsonl"
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            found[skill] = harness.multiple_choice(skill, file), "acc"
+        return found
+
 
 class Published:
-    """A model of the hub and the edits of KnowEdit; ability is MMLU, held-out texts are from Wikipedia.
+    """A model and edits of the hub; ability is MMLU, held-out texts are from Wikipedia.
 
-    ``model`` is ``MODEL`` or ``MODEL | FORM:FILE``, the latter with edits from a file of :mod:`zfu_lib.data.edits`.
-    Names on the hub could not be checked where this was written.
+    The profile's ``edits`` names one of :attr:`sets`, all parts of KnowEdit, or is ``FORM:FILE``, a file in a form of
+    :mod:`zfu_lib.data.edits`.
     """
 
-    known = "zjunlp/KnowEdit", "benchmark/wiki_recent/recent_test.json"
+    known = "zjunlp/KnowEdit"
+    sets: ClassVar[dict[str, str]] = {
+        "WikiRecent": "benchmark/wiki_recent/recent_test.json",
+        "CounterFact": "benchmark/wiki_counterfact/test_cf.json",
+        "ZsRE": "benchmark/ZsRE/ZsRE-test-all.json",
+    }
     texts = "Salesforce/wikitext", "wikitext-103-raw-v1"
     choices = "cais/mmlu", "all"
 
     def __init__(self, profile: Mm4keProfile, device: str) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        name, _, source = (part.strip() for part in profile.model.partition("|"))
+        self.named, name = profile.tasks, profile.model
+        form, _, file = profile.edits.partition(":")
+        if not file and form not in self.sets:
+            raise ValueError(f"edits {form!r} are neither FORM:FILE nor one of {', '.join(self.sets)}")
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         self.model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
         self.settings, self.length = published_settings(len(facts.blocks(self.model))), 256
-        if source:
-            form, _, file = source.partition(":")
+        if file:
             self.pool = edits.read(Path(file), form)
         else:
             from huggingface_hub import hf_hub_download
 
-            self.pool = edits.read(Path(hf_hub_download(*self.known, repo_type="dataset")), "knowedit")
+            self.pool = edits.read(Path(hf_hub_download(self.known, self.sets[form], repo_type="dataset")), "knowedit")
         self.pool = facts.last_wins([case for case in self.pool if case.subject in case.prompt])
 
     def cases(self, n: int, seed: int, kind: str = "modify") -> list[Case]:
@@ -277,6 +310,10 @@ class Published:
                 gazetteer.Question(f"{row['question']}\n{options}\nNumber of the answer:", str(row["answer"] + 1))
             )
         return {"MMLU": asked}
+
+    def tasks(self, n: int, seed: int, folder: Path) -> dict[str, tuple[str, str]]:
+        """Those that the profile names: (task, metric) by name."""
+        return {task: (task, metric) for task, metric in (named.split(":") for named in self.named)}
 
 
 def published_settings(depth: int) -> Settings:
@@ -434,6 +471,17 @@ class Bench:
         texts = self.source.corpus(self.profile.texts, seed, unedited=True)
         return Kept(skills, float(metrics.held_out_loss(model, texts).mean()))
 
+    def general(self, model: PreTrainedModel) -> dict[str, float]:
+        """Percent right in each task of lm-eval; the questions are not those of :meth:`kept`."""
+        n = self.profile.ability
+        with tempfile.TemporaryDirectory() as folder:
+            tasks = self.source.tasks(n, QUESTIONS + 2, Path(folder))
+            if not tasks:
+                return {}
+            asked, device = [task for task, _ in tasks.values()], self.device
+            scores = harness.evaluate(model, self.tokenizer, asked, device=device, batch_size=64, limit=n)["scores"]
+        return {name: 100 * scores[name][metric]["value"] for name, (_, metric) in tasks.items()}
+
     def judged(
         self, edited: Edited, n: int, seed: int, kind: gazetteer.Kind = "modify", seconds: float = 0.0
     ) -> Result:
@@ -453,7 +501,8 @@ class Bench:
 
 
 QUESTIONS = 20_000
-"""The seed of ability questions and held-out texts; the next one draws those for calibration."""
+"""The seed of ability questions and held-out texts; the next one draws those for calibration, the one after that those
+that lm-eval asks."""
 
 
 # Editors: from a bench, edits and a seed to an edited model.
@@ -569,8 +618,13 @@ EDITORS: dict[str, Editor] = {
 MERGED = ("MM4KE", "R-SFT, averaged", "SFT, merged")
 """Made from a tuned model by :meth:`Study.merged`: pruned and scaled, scaled only, and the same from plain SFT."""
 RIVALS = ("ROME", "FT-M", "FT-L", "MEMIT", "AlphaEdit")
-SHOWN = ("MM4KE", "R-SFT", "SFT", "FT-M", "ROME", "MEMIT", "AlphaEdit", "GRACE")
-"""Of all editors, those in the figures of curves; the table has the others."""
+FAMILIES = {
+    "main": ("MM4KE", "R-SFT", "SFT", "FT-M", "ROME"),
+    "tuned": ("MM4KE", "FT, all weights", "FT, last layer", "LoRA", "FT-L"),
+    "located": ("MM4KE", "MEMIT", "AlphaEdit", "GRACE", "ICE"),
+    "held back": ("MM4KE", "R-SFT, averaged", "SFT, merged", "SFT + L2", "SFT + KL"),
+}
+"""Editors that share a figure, every one in some figure and MM4KE in all."""
 VARIANTS: dict[str, Callable[[RSFT], RSFT]] = {
     "depth first": lambda how: replace(how, epochs=1, steps=how.epochs * how.steps),
     "all weights": lambda how: replace(how, matrices=None),
@@ -604,6 +658,12 @@ class Study:
     def editors(self) -> tuple[str, ...]:
         """Those of the profile; none named: all."""
         return self.profile.editors or (*MERGED, *(name for name in EDITORS if name != "unedited"))
+
+    @property
+    def families(self) -> dict[str, tuple[str, ...]]:
+        """:data:`FAMILIES`, as far as the profile runs them; MM4KE is compared with somebody in each."""
+        run = {f: tuple(name for name in names if name in self.editors) for f, names in FAMILIES.items()}
+        return {family: names for family, names in run.items() if len(names) > 1}
 
     # Making models.
 
@@ -680,21 +740,36 @@ class Study:
             at = [(n, p.seeds) for n in p.lengths]
             at += [(n, p.few_seeds) for n in p.long if name in p.enduring]
             by_length = {n: self.each(name, n, metric, protocol, seeds) for n, seeds in at}
-            cells = {n: over_seeds(values) for n, values in by_length.items() if np.isfinite(values).all()}
+            shown = over_seeds if metric == "loss" else percent
+            cells = {n: shown(values) for n, values in by_length.items() if np.isfinite(values).all()}
             ends = {field: [getattr(cell, field) for cell in cells.values()] for field in ("low", "high")}
             found[name] = {"x": list(cells), "y": [cell.mean for cell in cells.values()], **ends}
         return found
+
+    def model(self, name: str, n: int, seed: int) -> PreTrainedModel:
+        """A model of its own with the weights of an editor (not with what GRACE and ICE keep beside them)."""
+        model = self.bench.fresh()
+        weights = self.tuned("R-SFT" if name == "MM4KE" else name, n, seed)[1]
+        if name == "MM4KE":
+            weights = mm4ke.merge_back(self.bench.original, weights, *self.choice(seed)[:2])
+        mm4ke.load(model, weights)
+        return model
+
+    def general(self, name: str, n: int) -> dict[str, np.ndarray]:
+        """Percent right in lm-eval's tasks, for each seed; nothing is drawn for the unedited model."""
+        seeds = range(self.profile.seeds)
+        if name == "unedited":
+            found = [self.bench.general(self.bench.model)] * len(seeds)
+        else:
+            found = [self.bench.general(self.model(name, n, seed)) for seed in seeds]
+        return {task: np.array([scores[task] for scores in found]) for task in found[0]}
 
     def fluency(self, name: str, n: int, prompts: int = 4, new_tokens: int = 60) -> np.ndarray:
         """n-gram entropy of what a model writes after the prompts of its first edits, bits, for each seed."""
         found = []
         for seed in range(self.profile.seeds):
-            model = self.bench.fresh()
-            weights = self.tuned("R-SFT" if name == "MM4KE" else name, n, seed)[1]
-            if name == "MM4KE":
-                weights = mm4ke.merge_back(self.bench.original, weights, *self.choice(seed)[:2])
-            mm4ke.load(model, weights)
             asked = [case.prompt for case in self.bench.cases(n, seed)[:prompts]]
+            model = self.model(name, n, seed)
             found.append(float(metrics.fluency(model, self.bench.tokenizer, asked, new_tokens=new_tokens).mean()))
         return np.array(found)
 
@@ -824,10 +899,10 @@ def _most_kept(results: Sequence[Result], needed: float) -> float:
     return max((r.of("kept") for r in enough), default=max(results, key=lambda r: r.of("reliability")).of("kept"))
 
 
-def curve(x: Sequence[float], by_seed: np.ndarray) -> dict[str, list[float]]:
-    """Mean and 95% interval over seeds at each x, for :func:`zfu_lib.report.figures.lines`; ``by_seed`` [seeds, x]."""
-    found = [over_seeds(column) for column in np.asarray(by_seed, dtype=float).T]
-    return {"x": list(x), "y": [i.mean for i in found], "low": [i.low for i in found], "high": [i.high for i in found]}
+def percent(values: Sequence[float]) -> Interval:
+    """Mean and 95% interval over seeds of a percentage, cut at 0 and 100: nothing lies beyond."""
+    found = over_seeds(values)
+    return found._replace(low=max(0.0, found.low), high=min(100.0, found.high))
 
 
 def edit_checkpoint(
