@@ -36,6 +36,21 @@ COUNTERFACT = {
     "locality_prompt": "The mother tongue of Leo Hall is",
     "locality_ground_truth": "French",
 }
+ROME = {
+    "case_id": 3,
+    "pararel_idx": 7,
+    "requested_rewrite": {
+        "prompt": "The mother tongue of {} is",
+        "relation_id": "P103",
+        "target_new": {"str": "Danish", "id": "Q9035"},
+        "target_true": {"str": "French", "id": "Q150"},
+        "subject": "Ada Price",
+    },
+    "paraphrase_prompts": ["Ada Price, a native", "Ada Price spoke"],
+    "neighborhood_prompts": ["The mother tongue of Leo Hall is", "Nova Lee is a native speaker of"],
+    "attribute_prompts": [],
+    "generation_prompts": [],
+}
 KNOWEDIT = {
     "subject": "Leo Hall",
     "prompt": "The name of the country of citizenship of Leo Hall is",
@@ -53,6 +68,10 @@ def test_published_rows_are_read():
     assert case.portability == (Question("Where does it end?", "the sea"),)
     (case,) = edits.parse([COUNTERFACT], "counterfact")
     assert (case.target, case.old, case.rephrases) == ("Danish", "French", ("Ada Price, a native",))
+    (case,) = edits.parse([ROME], "counterfact-rome")
+    assert (case.prompt, case.target, case.old) == ("The mother tongue of Ada Price is", "Danish", "French")
+    assert case.rephrases == ("Ada Price, a native", "Ada Price spoke")
+    assert case.locality[1] == Question("Nova Lee is a native speaker of", "French")
     (case,) = edits.parse([KNOWEDIT], "knowedit")
     assert (case.target, case.old) == ("Malta", "Cuba")
     assert case.portability == (Question("Its capital is", "Valletta", "Reasoning"),)
@@ -70,6 +89,19 @@ small = st.builds(
 FORMS = {
     "zsre": st.builds(lambda case, far: Case(**vars(case) | {"portability": far}), small, st.tuples(question)),
     "counterfact": small,
+    "counterfact-rome": st.builds(
+        lambda case, more, near: Case(
+            **vars(case)
+            | {
+                "prompt": f"{case.prompt} {case.subject} {case.prompt}",
+                "rephrases": more,
+                "locality": tuple(Question(prompt, case.old) for prompt in near),
+            }
+        ),
+        small,
+        st.lists(word, max_size=3).map(tuple),
+        st.lists(word, max_size=3),
+    ),
     "knowedit": st.builds(
         lambda case, near, far: Case(**vars(case) | {"locality": near, "portability": far}),
         small,
@@ -86,7 +118,8 @@ def test_what_is_written_is_read_back(form, tmp_path):
         assert edits.parse(json.loads(json.dumps(edits.render(cases, form))), form) == cases
 
     check()
-    (case,) = edits.parse([{"zsre": ZSRE, "counterfact": COUNTERFACT, "knowedit": KNOWEDIT}[form]], form)
+    rows = {"zsre": ZSRE, "counterfact": COUNTERFACT, "counterfact-rome": ROME, "knowedit": KNOWEDIT}
+    (case,) = edits.parse([rows[form]], form)
     edits.write([case], tmp_path / "file.json", form)
     assert edits.read(tmp_path / "file.json", form) == [case]
 
@@ -94,7 +127,7 @@ def test_what_is_written_is_read_back(form, tmp_path):
 def test_the_generated_edits_fit_knowedit_and_not_the_others():
     cases = gazetteer.cases(5, 0)
     assert edits.parse(edits.render(cases, "knowedit"), "knowedit") == cases
-    for form in ("zsre", "counterfact"):
+    for form in ("zsre", "counterfact", "counterfact-rome"):
         with pytest.raises(ValueError, match=f"holds more, or less, than a row of {form}"):
             edits.render(cases, form)
 
@@ -109,7 +142,7 @@ def test_the_generated_edits_fit_knowedit_and_not_the_others():
             "knowedit",
             "row 1 of knowedit has a field of an unexpected kind",
         ),
-        ([], "csv", "no form 'csv'; there are: zsre, counterfact, knowedit"),
+        ([], "csv", "no form 'csv'; there are: zsre, counterfact, counterfact-rome, knowedit"),
     ],
 )
 def test_other_files_are_refused(rows, form, says):

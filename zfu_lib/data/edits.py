@@ -1,4 +1,5 @@
-"""Cases of knowledge editing, and the files that the field keeps them in: ZsRE, CounterFact, KnowEdit (WikiRecent).
+"""Cases of knowledge editing, and the files that the field keeps them in: ZsRE, CounterFact (as EasyEdit has it, and as
+ROME does), KnowEdit (WikiRecent).
 
 A :class:`Case` is one fact to be changed with the questions that judge the change. The readers take rows as published
 (lists of dicts) or files of them, the writers give rows back; what a format cannot hold is named by an error, never
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-Form = Literal["zsre", "counterfact", "knowedit"]
+Form = Literal["zsre", "counterfact", "counterfact-rome", "knowedit"]
 
 
 class Question(NamedTuple):
@@ -177,15 +178,46 @@ def _render_counterfact(number: int, case: Case) -> dict[str, Any]:
     }
 
 
-# KnowEdit (WikiRecent, WikiCounterfact): any number of questions, by kind; answers in nested lists.
+# CounterFact as ROME published it: the prompt with a place for the subject, any number of paraphrases and neighbours.
+
+
+def _parse_counterfact_rome(row: dict[str, Any]) -> Case:
+    asked = row["requested_rewrite"]
+    old = asked["target_true"]["str"]
+    return Case(
+        subject=asked["subject"],
+        prompt=asked["prompt"].replace("{}", asked["subject"]),
+        target=asked["target_new"]["str"],
+        old=old,
+        rephrases=tuple(row["paraphrase_prompts"]),
+        locality=tuple(Question(prompt, old) for prompt in row["neighborhood_prompts"]),
+    )
+
+
+def _render_counterfact_rome(number: int, case: Case) -> dict[str, Any]:
+    before, subject, after = case.prompt.rpartition(case.subject or "\0")
+    return {
+        "case_id": number,
+        "requested_rewrite": {
+            "prompt": f"{before}{{}}{after}" if subject else case.prompt,
+            "target_new": {"str": case.target},
+            "target_true": {"str": case.old},
+            "subject": case.subject,
+        },
+        "paraphrase_prompts": list(case.rephrases),
+        "neighborhood_prompts": [q.prompt for q in case.locality],
+    }
+
+
+# KnowEdit (WikiRecent, WikiCounterfact: any number of questions, by kind; answers in nested lists.
 
 
 def _parse_knowedit(row: dict[str, Any]) -> Case:
     def questions(group: dict[str, Any] | None) -> tuple[Question, ...]:
         listed = [(kind, q) for kind, asked in (group or {}).items() for q in asked or ()]
-        return tuple(Question(q["prompt"], _first(q["ground_truth"]), kind) for kind, q in listed)
+        return tuple(Question(_first(q["prompt"]), _first(q["ground_truth"]), kind) for kind, q in listed)
 
-    rephrase = row.get("rephrase") or ()
+    rephrase = row.get("rephrase") or row.get("rephrase_prompt") or ()
     return Case(
         subject=row["subject"],
         prompt=row["prompt"],
@@ -213,6 +245,7 @@ def _render_knowedit(number: int, case: Case) -> dict[str, Any]:
 _FORMS: dict[str, tuple[Callable[[dict[str, Any]], Case], Callable[[int, Case], dict[str, Any]]]] = {
     "zsre": (_parse_zsre, _render_zsre),
     "counterfact": (_parse_counterfact, _render_counterfact),
+    "counterfact-rome": (_parse_counterfact_rome, _render_counterfact_rome),
     "knowedit": (_parse_knowedit, _render_knowedit),
 }
 

@@ -5,6 +5,7 @@ Settings named after EasyEdit are those of its configuration files, with layers 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -103,7 +104,8 @@ def lora(
     parameters(model, None, matrices)
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     batch = batch_of(model, tokenizer, facts)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is to go
         torch.manual_seed(seed)
         adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(matrices)))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], learning_rate)
