@@ -69,6 +69,15 @@ def test_stage_two_is_chosen_on_other_edits(study):
     assert not set(skills[0]) & set(skills[1])
 
 
+def test_an_edited_model_that_is_not_held_is_made_again(study):
+    frugal = e.Study(study.bench)
+    frugal.profile = replace(TINY, held=1)
+    frugal._choices = study._choices
+    for name in ("SFT", "MM4KE", "SFT"):
+        assert frugal.result(name, 4, 0).of("kept") == study.result(name, 4, 0).of("kept")
+        assert len(frugal._tuned) == 1
+
+
 def test_a_shorter_sequence_begins_a_longer_one(study):
     assert study.bench.cases(1, 0) == study.bench.cases(4, 0)[:1]
 
@@ -166,6 +175,7 @@ def test_the_paper_profile_runs_on_a_miniature(tmp_path, monkeypatch):
     study.bench.settings = replace(
         study.bench.settings, rsft=replace(e.TINY.rsft, epochs=2, learning_rate=5e-3), ft=replace(e.TINY.ft, steps=3)
     )
+    assert len(study.bench.settings.rome.prefixes) == 5
     for name in ("MM4KE", "R-SFT", "FT-M", "ROME", "MEMIT", "ICE"):
         result = study.result(name, 3, 0)
         assert np.isfinite(result.total), name
@@ -188,7 +198,9 @@ def test_a_checkpoint_folder_is_edited_into_another(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
     assert all(bench.holds(model, case) for case in cases)
     assert not any(bench.holds(bench.model, case) for case in cases)
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    written, source = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "out", tiny.path("gazetteer")))
+    assert written["model_type"] == "llama"
+    assert written["dtype"] == source["dtype"] == "bfloat16"
 
 
 def test_a_cpu_scales_the_full_profile_down_and_says_so():

@@ -162,10 +162,14 @@ def test_a_value_is_the_one_that_the_papers_objective_finds():
 
 
 def test_values_of_many_facts_are_those_of_each_alone():
-    together, _ = locate.values(MODEL, TOKENIZER, CASES, MODEL.model.layers[0], LOCATE)
-    for case, value in zip(CASES, together):
-        (alone,), _ = locate.values(MODEL, TOKENIZER, [case], MODEL.model.layers[0], LOCATE)
+    how = replace(LOCATE, prefixes=("one plus two makes three .",))
+    together, now = locate.values(MODEL, TOKENIZER, CASES, MODEL.model.layers[0], how)
+    in_parts, _ = locate.values(MODEL, TOKENIZER, CASES, MODEL.model.layers[0], replace(how, together=3))
+    torch.testing.assert_close(in_parts, together, atol=1e-3, rtol=1e-3)
+    for case, value, was in zip(CASES, together, now):
+        (alone,), (before,) = locate.values(MODEL, TOKENIZER, [case], MODEL.model.layers[0], how)
         torch.testing.assert_close(value, alone, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(was, before, atol=1e-5, rtol=1e-4)
 
 
 def test_memit_reaches_its_values_where_ordinary_keys_weigh_nothing():
@@ -216,6 +220,13 @@ def test_alphaedit_without_a_null_space_says_so():
 def test_a_layer_that_is_not_there_is_named():
     with pytest.raises(EditError, match="no layer 5; the model has layers 0 to 1"):
         locate.rome(copied(), TOKENIZER, CASES[0], replace(LOCATE, layers=(5,)), {5: C[0]})
+    for edit in (
+        lambda how: locate.rome(copied(), TOKENIZER, CASES[0], how, {0: C[0]}),
+        lambda how: locate.memit(copied(), TOKENIZER, CASES, how, {0: C[0]}),
+        lambda how: locate.AlphaEdit(how, {0: C[0]}),
+    ):
+        with pytest.raises(EditError, match="no second moment of the keys of layer 1"):
+            edit(replace(LOCATE, layers=(1,)))
 
 
 # GRACE and ICE.
@@ -296,7 +307,7 @@ def test_the_norm_constraint_holds_every_weight():
 
 def test_penalties_are_zero_at_the_start_and_what_they_say_afterwards():
     model, how = copied(), tuning.sft(2, 1e-2)
-    l2, kl = tuning.l2_to_start(model, how, 2.0), tuning.kl_to_start(model, IDS, 3.0, rows=400)
+    l2, kl = tuning.l2_to_start(model, how, 2.0), tuning.kl_to(MODEL, model, IDS, 3.0, rows=400)
     assert l2().item() == 0
     assert abs(kl().item()) < 1e-5
     mm4ke.r_sft(model, facts.batch_of(model, TOKENIZER, CASES), how)
@@ -313,7 +324,7 @@ def test_a_heavy_penalty_holds_the_model_where_it_was(kind):
         model, how = copied(), tuning.sft(5, 3e-3)
         made = {
             "l2": lambda: tuning.l2_to_start(model, how, weight),
-            "kl": lambda: tuning.kl_to_start(model, IDS, weight),
+            "kl": lambda: tuning.kl_to(MODEL, model, IDS, weight),
         }
         mm4ke.r_sft(model, facts.batch_of(model, TOKENIZER, CASES), how, penalty=made[kind]())
         with torch.no_grad():

@@ -33,6 +33,8 @@ class Locate:
     size of the change, by the square of the norm of what it changes (the papers name a decay, the form is that of their
     code). Keys, and the loss of a value, are averaged over the prompt alone and after each of ``prefixes``.
 
+    Values of at most ``together`` facts are looked for at once, which saves memory and changes nothing.
+
     ``covariance_weight`` (MEMIT) is lambda in C lambda; ``null_threshold`` (AlphaEdit) the largest eigenvalue of C that
     counts as zero, ``null_l2`` the ridge. Defaults are EasyEdit's for 7B models where they do not depend on size.
     """
@@ -45,6 +47,7 @@ class Locate:
     kl: float = 0.0625
     essence: str = "{} is a"
     prefixes: tuple[str, ...] = ()
+    together: int = 256
     covariance_weight: float = 15000.0
     null_threshold: float = 2e-2
     null_l2: float = 1.0
@@ -133,6 +136,10 @@ def values(
     ``module`` is an MLP (ROME, equation 4) or a block (MEMIT, equation 16). All facts are looked for at once; none sees
     the others. EasyEdit also stops as soon as the loss of a fact is below 0.05; here all steps are made.
     """
+    if len(facts) > how.together:
+        parts = [facts[i : i + how.together] for i in range(0, len(facts), how.together)]
+        found = [values(model, tokenizer, part, module, how) for part in parts]
+        return torch.cat([v for v, _ in found]), torch.cat([now for _, now in found])
     N, begun = len(facts), [fact for prefix in ("", *how.prefixes) for fact in _after(prefix, facts)]
     batch = batch_of(model, tokenizer, begun)
     ends = torch.tensor([subject_end(tokenizer, fact) for fact in begun])
@@ -195,11 +202,17 @@ def rome(
     mlp = block(model, layer).mlp
     k = keys(model, tokenizer, [fact], layer, how.prefixes)[0].double()
     v, _ = values(model, tokenizer, [fact], mlp, how)
-    direction = torch.linalg.solve(_ridged(covariance[layer]), k)
+    direction = torch.linalg.solve(_ridged(_moment(covariance, layer)), k)
     W = mlp.down_proj.weight
     residual = v[0].double() - W.double() @ k
     with torch.no_grad():
         W += (residual[:, None] * direction / (k @ direction)).to(W.dtype)
+
+
+def _moment(covariance: Mapping[int, Tensor], layer: int) -> Tensor:
+    if layer not in covariance:
+        raise EditError(f"no second moment of the keys of layer {layer}; covariances(model, ids, layers) makes it")
+    return covariance[layer]
 
 
 def _ridged(C: Tensor, share: float = 1e-6) -> Tensor:
@@ -220,7 +233,7 @@ def memit(
     """``W <- W + R K^T (lambda C + K K^T)^-1`` layer by layer; R is an equal share of what is still missing."""
 
     def update(layer: int, K: Tensor, R: Tensor) -> Tensor:
-        C = how.covariance_weight * covariance[layer]
+        C = how.covariance_weight * _moment(covariance, layer)
         return R @ torch.linalg.solve(_ridged(C + K @ K.T), K).T
 
     _spread(model, tokenizer, facts, how, update)
@@ -272,7 +285,7 @@ class AlphaEdit:
 
     def __post_init__(self) -> None:
         self.projections = {
-            layer: null_space(self.covariance[layer], self.how.null_threshold) for layer in self.how.layers
+            layer: null_space(_moment(self.covariance, layer), self.how.null_threshold) for layer in self.how.layers
         }
         self.edited = {layer: torch.zeros_like(P) for layer, P in self.projections.items()}
         if empty := [layer for layer, P in self.projections.items() if not P.any()]:

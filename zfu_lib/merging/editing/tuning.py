@@ -59,24 +59,24 @@ def l2_to_start(model: PreTrainedModel, how: RSFT, weight: float) -> Callable[[]
     return lambda: weight * sum((p - first[name]).square().sum() for name, p in trained.items())
 
 
-def kl_to_start(
-    model: PreTrainedModel, ids: Tensor, weight: float, rows: int = 8, seed: int = 0
+def kl_to(
+    start: PreTrainedModel, model: PreTrainedModel, ids: Tensor, weight: float, rows: int = 8, seed: int = 0
 ) -> Callable[[], Tensor]:
-    """The penalty ``weight * KL(p_F || p_theta)``, nats per token, on texts that ask the model to stay what it is now.
+    """The penalty ``weight * KL(p_start || p_theta)``, nats per token, on texts on which the model should stay what it
+    was.
 
     Args:
+        start: another model than the one that is trained, which does not change.
         ids: token ids of reference texts, int64 [n, T]; ``rows`` of them are drawn for each update.
     """
-    with torch.no_grad():
-        before = torch.cat([model(part, use_cache=False).logits.log_softmax(-1) for part in ids.split(64)])
     generator = torch.Generator().manual_seed(seed)
 
     def penalty() -> Tensor:
-        chosen = torch.randint(len(ids), (rows,), generator=generator)
-        now = model(ids[chosen], use_cache=False).logits.log_softmax(-1)
-        return weight * F.kl_div(
-            now.flatten(0, 1), before[chosen].flatten(0, 1), reduction="batchmean", log_target=True
-        )
+        chosen = ids[torch.randint(len(ids), (rows,), generator=generator)]
+        with torch.no_grad():
+            before = start(chosen, use_cache=False).logits.log_softmax(-1)
+        now = model(chosen, use_cache=False).logits.log_softmax(-1)
+        return weight * F.kl_div(now.flatten(0, 1), before.flatten(0, 1), reduction="batchmean", log_target=True)
 
     return penalty
 
