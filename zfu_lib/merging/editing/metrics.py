@@ -230,7 +230,8 @@ def fluency(
 ) -> np.ndarray:
     """Mean of 2/3 H2 + 4/3 H3 over 2: n-gram entropy of greedy continuations, bits, [n]. Repetition makes it small.
 
-    As EasyEdit's: the mean of ``(2/3) H2`` and ``(4/3) H3`` over words; its tables print a hundred times that.
+    EasyEdit weighs the same entropies of words alike, but of texts sampled among the five likeliest tokens, with their
+    prompts, and its tables print a hundred times that.
     """
     found = []
     for prompt in prompts:
