@@ -177,7 +177,7 @@ def test_the_ends_of_the_merge_are_the_two_models():
     none, whole = mm4ke.merge_back(first, tuned, 0.4, 0.0), mm4ke.merge_back(first, tuned, 1.0, 1.0)
     for name in first:
         assert (none[name] == first[name]).all()
-        np.testing.assert_allclose(whole[name], tuned[name], atol=1e-7)
+        assert (whole[name] == tuned[name]).all()
 
 
 @settings(max_examples=30, deadline=None)
