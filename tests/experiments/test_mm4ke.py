@@ -115,7 +115,7 @@ def test_lm_eval_finds_what_the_model_says_where_it_is_sure(study):
 def test_the_closer_studies_measure_what_their_claims_ask_for(study, monkeypatch):
     monkeypatch.setattr(e, "PENALTIES", {"l2": (0.01,), "kl": (1.0,)})
     closer = e.Study(study.bench)
-    closer.profile = replace(TINY, studies=e.FULL.studies)
+    closer.profile = replace(TINY, studies=e.FULL.studies, few_seeds=2)
     closer._tuned, closer._results = study._tuned, study._results
     found = set(closer.closer())
     for claim in claims.load("mm4ke").claims:
