@@ -135,8 +135,31 @@ def test_figure_is_drawn_for_both_themes(root, shown):
 
 
 def test_figures_are_the_same_bytes_every_time():
-    plot = figures.row(figures.heat([[1.0, 0.5]], xlabel="x", ylabel="y", colour_label="w"))
+    plot = figures.heat([[1.0, 0.5]], xlabel="x", ylabel="y", colour_label="w")
     assert figures.svg(plot, "light") == figures.svg(plot, "light")
+
+
+def test_panels_are_lettered_and_drawn_one_by_one():
+    wide = figures.lines({"a": {"x": [1, 2], "y": [3, 4]}}, xlabel="x", ylabel="y")
+    small = figures.heat([[1.0]], xlabel="x", ylabel="y", colour_label="w", title="weights")
+    page = figures.markup(figures.row(wide, small), "two", caption="(a) A line. (b) A square.", alt="Two panels")
+    assert page.count('class="zfu-frame"') == 2
+    assert page.count('alt="Two panels (a)"') == page.count('alt="Two panels (b)"') == 2
+    assert f"--zfu-width:{96 * wide.size[0]:.0f}px" in page
+    assert f"--zfu-width:{96 * small.size[0]:.0f}px" in page
+    assert figures.row(wide, small).data == [wide.data, small.data]
+    assert "(a)" not in figures.markup(wide, "one", caption="A line.", alt="One")
+
+
+def test_whole_numbers_get_whole_ticks():
+    def ticks(x):
+        canvas = Figure()
+        axes = canvas.subplots()
+        figures.lines({"a": {"x": x, "y": x}}, xlabel="x", ylabel="y").draw(axes, figures.THEMES["light"])
+        return axes.get_xticks()
+
+    assert all(float(t).is_integer() for t in ticks([1, 2, 3, 4]))
+    assert not all(float(t).is_integer() for t in ticks([0.1, 0.2, 0.5]))
 
 
 def test_a_heat_map_says_where_colours_are_clipped():

@@ -171,7 +171,7 @@ FULL_ON_CPU = {
     "first_day": 185,
     "num_entities": 1000,
     "encoder": EncoderSettings(width=64, epochs=12, learning_rate=4e-3),
-    "whole": EncoderSettings(width=100, epochs=12, static=True, learning_rate=3e-3),
+    "whole": EncoderSettings(width=200, epochs=12, static=True, learning_rate=2e-3),
     "hidden": 128,
     "channels": 16,
     "epochs": 4,

@@ -10,6 +10,7 @@ import base64
 import functools
 import html
 import io
+import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ THEMES = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure waiting to be drawn: ``draw(axes, theme)`` paints one panel, ``data`` is what it shows."""
+    """A figure waiting to be drawn: ``draw(axes, theme)`` paints it, ``data`` is what it shows, ``size`` in inches."""
 
     draw: Callable[[Axes, Theme], None]
     data: Any = None
@@ -137,6 +138,8 @@ def lines(
             ticks = [t for t in x if float(np.log(t) / np.log(log_x)).is_integer()]
             axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
             axes.minorticks_off()
+        elif all(float(x).is_integer() for s in series.values() for x in s["x"]):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log_y:
             axes.set_yscale("log")
         axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -213,7 +216,7 @@ def heat(
         ticks: names of the columns and of the rows.
     """
     values = np.asarray(matrix, dtype=float)
-    clipped = top is not None and bool((values > top).any())
+    clipped = top is not None and bool((values > top + 1e-6 * abs(top)).any())
 
     def draw(axes: Axes, theme: Theme) -> None:
         most = top if top is not None else float(np.nanmax(np.abs(values))) if signed else None
@@ -228,7 +231,8 @@ def heat(
         axes.figure.colorbar(image, ax=axes, label=label, fraction=0.046, pad=0.04, extend=extend)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
 
-    return Plot(draw, {"matrix": np.round(values, 4).tolist()}, size=(3.6, 3.2))
+    height = 1 + 2.2 * values.shape[0] / values.shape[1]
+    return Plot(draw, {"matrix": np.round(values, 4).tolist()}, size=(3.6, min(4.4, max(1.8, height))))
 
 
 def switches(rows: Mapping[str, Sequence[bool]], *, xlabel: str, ticks: Sequence[str] = ()) -> Plot:
@@ -309,22 +313,29 @@ def graph(
     return Plot(draw, {"nodes": dict(nodes), "edges": list(edges), "marked": sorted(marked)}, size=size)
 
 
-def row(*plots: Plot) -> Plot:
-    """Panels side by side."""
-    return _Row(plots)
+@dataclass(frozen=True)
+class Row:
+    """Panels of one figure: side by side where there is room for them, else below each other."""
+
+    panels: tuple[Plot, ...]
+
+    @property
+    def data(self) -> list[Any]:
+        """What the panels show."""
+        return [plot.data for plot in self.panels]
 
 
-class _Row(Plot):
-    def __init__(self, plots: Sequence[Plot]) -> None:
-        width = sum(plot.size[0] for plot in plots)
-        scale = min(1.0, 10.0 / width)
-        size = (width * scale, max(plot.size[1] for plot in plots) * max(scale, 0.75))
-        super().__init__(plots[0].draw, [plot.data for plot in plots], size)
-        object.__setattr__(self, "plots", tuple(plots))
+def row(*plots: Plot) -> Row:
+    """Panels of one figure, lettered (a), (b), ... for the caption."""
+    return Row(plots)
 
 
-def svg(plot: Plot, theme: str) -> str:
-    """``plot`` as a self-contained SVG with a transparent background for a ``light`` or ``dark`` page."""
+def svg(plot: Plot, theme: str, letter: str = "") -> str:
+    """``plot`` as a self-contained SVG with a transparent background for a ``light`` or ``dark`` page.
+
+    Args:
+        letter: of a panel, written before its title.
+    """
     look = THEMES[theme]
     style = {
         "font.family": _families(),
@@ -352,10 +363,10 @@ def svg(plot: Plot, theme: str) -> str:
     }
     with mpl.rc_context(style):
         figure = Figure(figsize=plot.size, layout="constrained")
-        panels = getattr(plot, "plots", (plot,))
-        widths = [panel.size[0] for panel in panels]
-        for axes, panel in zip(np.ravel(figure.subplots(1, len(panels), width_ratios=widths)), panels, strict=True):
-            panel.draw(axes, look)
+        axes = figure.subplots()
+        plot.draw(axes, look)
+        if letter:
+            axes.set_title(f"({letter}) {axes.get_title()}".rstrip())
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
@@ -381,21 +392,27 @@ def plain(data: Any) -> Any:
     return None if isinstance(data, float) and not np.isfinite(data) else data
 
 
-def markup(plot: Plot, name: str, caption: str, alt: str) -> str:
-    """HTML of a figure with both drawings; the page's theme shows one. Without a theme the light one shows.
+def markup(plot: Plot | Row, name: str, caption: str, alt: str) -> str:
+    """HTML of a figure, every drawing in both themes: the page shows that of its own, without a theme the light one.
 
-    The drawings stand in a frame that scrolls sideways where a screen is too narrow for their text.
+    A drawing stands in a frame that scrolls sideways where a screen is too narrow for its text.
     """
 
-    def image(theme: str) -> str:
-        data = base64.b64encode(svg(plot, theme).encode()).decode()
+    def image(panel: Plot, theme: str, letter: str) -> str:
+        data = base64.b64encode(svg(panel, theme, letter).encode()).decode()
         hidden = ' style="display:none"' if theme == "dark" else ""
         source = f"data:image/svg+xml;base64,{data}"
-        return f'<img class="zfu-{theme}"{hidden} alt="{html.escape(alt, quote=True)}" src="{source}"/>'
+        said = html.escape(f"{alt} ({letter})" if letter else alt, quote=True)
+        return f'<img class="zfu-{theme}"{hidden} alt="{said}" src="{source}"/>'
 
-    anchor = html.escape(name, quote=True)
+    def frame(panel: Plot, letter: str) -> str:
+        # Matplotlib draws 72 points to the inch, a browser shows 96 pixels.
+        width = f"--zfu-width:{96 * panel.size[0]:.0f}px"
+        drawings = "".join(image(panel, theme, letter) for theme in THEMES)
+        return f'<div class="zfu-frame" style="{width}">{drawings}</div>'
+
+    panels = zip(plot.panels, string.ascii_lowercase, strict=False) if isinstance(plot, Row) else [(plot, "")]
+    frames = "".join(frame(panel, letter) for panel, letter in panels)
     caption = f"<figcaption>{html.escape(caption)}</figcaption>"
-    # Matplotlib draws 72 points to the inch, a browser shows 96 pixels.
-    width = f"--zfu-width:{96 * plot.size[0]:.0f}px"
-    frame = f'<div class="zfu-frame" style="{width}">{image("light")}{image("dark")}</div>'
-    return f'<figure class="zfu-figure" id="fig-{anchor}">{frame}{caption}</figure>'
+    anchor = html.escape(name, quote=True)
+    return f'<figure class="zfu-figure" id="fig-{anchor}"><div class="zfu-panels">{frames}</div>{caption}</figure>'

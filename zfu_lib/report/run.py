@@ -153,7 +153,7 @@ class Run:
         self._measurements[name] = record.Measurement(**plain, unit=unit, values=values)
         return interval
 
-    def figure(self, name: str, plot: figures.Plot, *, caption: str, alt: str) -> None:
+    def figure(self, name: str, plot: figures.Plot | figures.Row, *, caption: str, alt: str) -> None:
         """Draw a figure in both themes, show it, and record its data.
 
         Args:
