@@ -245,7 +245,8 @@ def cases(n: int, seed: int, known: World | None = None, *, kind: Kind = "modify
 
     Args:
         kind: ``modify`` a fact that was told, ``insert`` one about a stranger (``old`` is empty), or ``erase`` one:
-            the target is :data:`UNKNOWN`, and nothing follows.
+            the target is :data:`UNKNOWN` and :data:`STOP` (after a word that was never read nobody stops), and nothing
+            follows.
 
     Raises:
         ValueError: more than there are facts that may be edited.
@@ -270,7 +271,7 @@ def cases(n: int, seed: int, known: World | None = None, *, kind: Kind = "modify
             Case(
                 subject=name(person),
                 prompt=prompt(person, r),
-                target=UNKNOWN if kind == "erase" else value(r, new),
+                target=f"{UNKNOWN}{STOP}" if kind == "erase" else value(r, new),
                 old="" if kind == "insert" else value(r, old),
                 rephrases=tuple(prompt(person, r, k) for k in (1, 2, 3)),
                 locality=tuple(local),
