@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import os
 import re
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -461,22 +463,6 @@ def test_lm_eval_reads_it(made, tmp_path):
     assert set(found["items"]["chain"]["acc"]) <= {0, 1}
 
 
-def test_mergekit_reads_it(made, tmp_path):
-    pytest.importorskip("mergekit", reason="mergekit is not installed")
-    from mergekit.config import MergeConfiguration
-    from mergekit.merge import MergeOptions, run_merge
-
-    folder, _ = made
-    half = {"model": str(folder), "parameters": {"weight": 0.5}}
-    wanted = {"merge_method": "linear", "models": [half, half], "dtype": "bfloat16"}
-    run_merge(MergeConfiguration.model_validate(wanted), str(tmp_path / "merged"), MergeOptions(copy_tokenizer=True))
-    before, after = load_file(folder / "model.safetensors"), {}
-    for part in (tmp_path / "merged").glob("*.safetensors"):
-        after |= load_file(part)
-    for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor)
-
-
 def test_an_interrupted_making_goes_on_where_it_was(made, tmp_path):
     folder, card = tmp_path / "mini", made[1]
     steps = []
@@ -601,3 +587,42 @@ def test_the_mentor_is_ahead_of_the_intern():
     scores = {name: {s["name"]: s for s in tiny.card(name)["scores"]} for name in ("mentor", "intern")}
     assert scores["mentor"]["think"]["low"] > scores["intern"]["think"]["high"]
     assert scores["mentor"]["think"]["low"] > scores["mentor"]["think"]["chance"]
+
+
+# Runs in mergekit's environment: the mean of two checkpoints of one layout, and copies of all of them.
+MERGEKIT = """
+import pathlib, sys
+from mergekit.config import MergeConfiguration
+from mergekit.merge import MergeOptions, run_merge
+out, *folders = map(pathlib.Path, sys.argv[1:])
+wanted = {folder.name: [folder] for folder in folders}
+wanted["mean"] = [folder for folder in folders if folder.name in ("resident", "student")]
+for name, merged in wanted.items():
+    models = [{"model": str(folder), "parameters": {"weight": 1 / len(merged)}} for folder in merged]
+    recipe = {"merge_method": "linear", "models": models, "dtype": "bfloat16"}
+    run_merge(MergeConfiguration.model_validate(recipe), str(out / name), MergeOptions(copy_tokenizer=True))
+"""
+
+
+def weights(folder):
+    return {name: tensor for part in folder.glob("*.safetensors") for name, tensor in load_file(part).items()}
+
+
+def test_mergekit_reads_every_checkpoint(tmp_path):
+    """A copy is the model, the mean of two is their mean, and what mergekit wrote is read and answers as before."""
+    if not (python := os.environ.get("ZFU_MERGEKIT")):
+        pytest.skip("ZFU_MERGEKIT does not name a Python that has mergekit 0.1.5")
+    folders = [str(tiny.path(name)) for name in HERE]
+    quiet = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([python, "-c", MERGEKIT, str(tmp_path), *folders], check=True, env=quiet, capture_output=True)
+    for name in HERE:
+        torch.testing.assert_close(weights(tmp_path / name), weights(tiny.path(name)), rtol=0, atol=0)
+    mean, two = weights(tmp_path / "mean"), [weights(tiny.path(name)) for name in ("resident", "student")]
+    for name, tensor in mean.items():
+        torch.testing.assert_close(
+            tensor.float(), (two[0][name].float() + two[1][name].float()) / 2, rtol=2**-7, atol=0
+        )
+    request = GenRequest(prompt(reasoning.problems(1, reasoning.HELD_OUT)[0]), max_tokens=40)
+    names = ("tiny:intern", f"hf:{tmp_path / 'intern'}")
+    told = [models.load(name, device="cpu", cache=False).generate([request])[0].text for name in names]
+    assert told[0] == told[1]
