@@ -348,7 +348,7 @@ def test_parameters_are_counted_without_the_tied_table(recipe):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["mentor", "intern"])
+@pytest.mark.parametrize("name", ["apprentice", "intern"])
 def test_the_built_in_head_looks_up_before_any_training(name):
     """In pairs of words told twice, the second layer's first head looks at what followed the word the first time, far
     more often than chance, and the first layer's at the word before."""
@@ -368,6 +368,25 @@ def test_the_built_in_head_looks_up_before_any_training(name):
             # Word k of the list stands at k + 1, after the first token of a text.
             found[kind] += [second[13 + k, (k + 4) % 12 + 2].item() for k in range(12) if (k + 4) % 12 != 11]
     assert np.mean(found["built"]) > 0.5 > 5 * np.mean(found["random"])
+
+
+def test_a_grown_model_says_what_its_base_says_and_then_learns_in_every_part():
+    model, tokenizer = make.build(RECIPES["mentor"])
+    base = AutoModelForCausalLM.from_pretrained(tiny.path("apprentice"), dtype=torch.float32)
+    problem = reasoning.problems(1, 4)[0]
+    ids = tokenizer(prompt(problem) + solution(problem), return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        ours, theirs = model(ids).logits[..., : base.config.vocab_size], base(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, make.batches(RECIPES["mentor"], tokenizer), RECIPES["mentor"].train, until=3)
+    for name, p in model.named_parameters():
+        changed = p.detach() != before[name]
+        if p.ndim == 2 and "embed" not in name:
+            rows, columns = (n - n // 4 for n in p.shape)
+            assert changed[rows:, columns:].float().mean() > 0.9, f"{name}: the new corner is not reached"
+    new = model.get_input_embeddings().weight[ids[0], base.config.hidden_size :]
+    assert new.abs().max() > 0
 
 
 def test_building_leaves_the_random_state_alone():
@@ -547,6 +566,7 @@ def test_a_card_names_the_recipe_that_is_in_the_code(name):
     card, recipe = tiny.card(name), RECIPES[name]
     assert recipe.committed
     assert card["purpose"] == recipe.purpose
+    assert card.get("base") == recipe.base
     assert card["architecture"] == json.loads(json.dumps(dict(recipe.architecture)))
     assert card["training"] == json.loads(json.dumps(dataclasses.asdict(recipe.train)))
     model, tokenizer = make.build(recipe)
@@ -566,7 +586,7 @@ def test_all_committed_recipes_have_their_weights():
 
 def test_weights_keep_within_their_budget():
     assert bytes_of(*HERE) <= 40 * MEGABYTE
-    assert bytes_of(*{"mentor", "intern"} & set(HERE)) <= 16 * MEGABYTE
+    assert bytes_of(*{"mentor", "apprentice", "intern"} & set(HERE)) <= 16 * MEGABYTE
 
 
 @every_model
@@ -587,6 +607,7 @@ def test_the_mentor_is_ahead_of_the_intern():
     scores = {name: {s["name"]: s for s in tiny.card(name)["scores"]} for name in ("mentor", "intern")}
     assert scores["mentor"]["think"]["low"] > scores["intern"]["think"]["high"]
     assert scores["mentor"]["think"]["low"] > scores["mentor"]["think"]["chance"]
+    assert tiny.card("mentor")["non_embedding_parameters"] > 4 * tiny.card("intern")["non_embedding_parameters"]
 
 
 # Runs in mergekit's environment: the mean of two checkpoints of one layout, and copies of all of them.
