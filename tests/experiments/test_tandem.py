@@ -182,6 +182,20 @@ def test_leaks_are_counted_and_set_aside(make_lab_table):
     assert set(lab.leaks()) == {"leak_share"}
 
 
+def test_an_auc_of_too_few_answers_is_none(make_lab_table, monkeypatch):
+    lab, table = make_lab_table
+    right = table.correct[:, 1:].sum(0)
+    rarer = np.minimum(right, len(table.qid) - right)
+    assert len(set(rarer)) > 1
+    monkeypatch.setattr(tandem, "RARE", rarer.max())
+    found = lab.classifier()
+    assert [found[f"auc_stage_{k}"] is not None for k in (1, 2, 3)] == (rarer == rarer.max()).tolist()
+    differences = [found["auc_minus_question_only"], found["auc_minus_length_only"]]
+    assert all(np.isfinite(interval[:3]).all() for interval in differences)
+    monkeypatch.setattr(tandem, "RARE", rarer.max() + 1)
+    assert set(lab.classifier().values()) == {None}
+
+
 def test_the_gap_is_what_size_and_teaching_make(make_lab_table):
     lab, table = make_lab_table
     lab.__dict__["peer"] = np.arange(len(table.qid)) % 2.0

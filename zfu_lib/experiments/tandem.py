@@ -39,6 +39,9 @@ from zfu_lib.report.statistics import Interval, crossed, exact
 
 SHARES = (0.6, 0.1, 0.3, 0.0)
 """Shares of the tuning questions for fitting, early stopping and thresholds; the test questions are others."""
+RARE = 10
+"""Fewer right, or fewer wrong, answers at a stage give no AUC: a resample repeats the few, and its spread says
+nothing."""
 GAP = 1.0
 """Points below the mentor that still count as matching it (claim T2)."""
 
@@ -522,11 +525,14 @@ class Lab:
 
     def classifier(self) -> dict[str, Interval | None]:
         """Claim T14: AUC within each stage, and over what needs no insight; bootstrap over questions and seeds. None
-        where the AUC is undefined: at a stage whose answers are all right or all wrong."""
+        at a stage with fewer than ``RARE`` right or wrong answers, which the differences leave out."""
         t, tuned = self.test, [self.tuned(s) for s in self.seeds]
+        right = t.correct[:, 1:].sum(0)
+        enough = np.minimum(right, len(t.qid) - right) >= RARE
 
         def within(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            return np.array([router_data.auc(scores[rows, k], t.correct[rows, k]) for k in range(1, t.stages + 1)])
+            stages = zip(scores[rows, 1:].T, t.correct[rows, 1:].T, enough)
+            return np.array([router_data.auc(s, y) if fine else np.nan for s, y, fine in stages])
 
         rng, n = np.random.default_rng(0), len(t.qid)
         names = [f"auc_stage_{k}" for k in range(1, t.stages + 1)]
@@ -534,12 +540,14 @@ class Lab:
 
         def once(rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
             own = np.mean([within(tuned[s].scores, rows) for s in seeds], 0)
-            less = [
-                own.mean() - np.mean([within(tuned[s].others[other], rows).mean() for s in seeds])
+            others = [
+                np.mean([within(tuned[s].others[other], rows) for s in seeds], 0)
                 for other in ("question only", "lengths only")
             ]
-            return np.array([*own, *less])
+            return np.array([*own, *((own - other)[enough].sum() / enough.sum() for other in others)])
 
+        if not enough.any():
+            return dict.fromkeys(names)
         mean = once(np.arange(n), self.seeds)
         drawn = np.array([once(rng.integers(0, n, n), rng.integers(0, len(tuned), len(tuned))) for _ in range(200)])
         found: dict[str, Interval | None] = {}
