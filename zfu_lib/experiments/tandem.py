@@ -642,7 +642,7 @@ class Lab:
         with the mentor in this process; and the gain over the intern alone. A sentence where there is no server."""
         p, asked = self.profile, self.questions[: self.profile.served]
         kind, _, place = p.mentor.partition(":")
-        folder = tiny.path(place) if kind == "tiny" else Path(place)
+        folder = tiny.path(place) if kind == "tiny" else Path(place).expanduser()
         if not folder.is_dir():
             return f"only a checkpoint in a folder is served here, not {p.mentor}"
         try:
