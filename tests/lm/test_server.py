@@ -1,11 +1,8 @@
 """A real ``transformers serve`` process, and a scripted server for everything that should not happen."""
 
-import http.client
 import json
 import math
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +10,6 @@ import threading
 import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +28,7 @@ from zfu_lib.lm.protocol import (
     ScoreRequest,
     Unsupported,
 )
-from zfu_lib.lm.server import ServerLM, _until, entropy_bounds
+from zfu_lib.lm.server import ServerLM, _until, entropy_bounds, serving
 from zfu_lib.lm.tokenizer import VOCABULARY, byte_tokenizer
 
 TEMPLATE = (
@@ -54,6 +50,18 @@ def proxied(monkeypatch):
 
 
 # The real server.
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no fastapi\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with (
+        pytest.raises(ModelError, match=r"it said last: no fastapi. It needs transformers\[serving\]"),
+        serving(tmp_path),
+    ):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -92,36 +100,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(checkpoint):
-    folder, _, _ = checkpoint
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (folder.parent / "home" / "hub").mkdir(parents=True)
-    environment = os.environ | {"HF_HOME": str(folder.parent / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    program = Path(sys.executable).parent / "transformers"
-    with (folder.parent / "log").open("w+") as log:
-        process = subprocess.Popen(
-            [program, "serve", folder.name, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-            cwd=folder.parent,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            for _ in range(600):
-                try:
-                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                    connection.request("GET", "/health")
-                    assert connection.getresponse().status == 200
-                    break
-                except OSError:
-                    assert process.poll() is None, (folder.parent / "log").read_text()
-                    time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with serving(checkpoint[0]) as url:
+        yield url.partition("#")[0]
 
 
 @pytest.fixture(scope="module")
