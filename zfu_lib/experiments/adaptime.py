@@ -90,8 +90,8 @@ PAPER = replace(
     FULL,
     profile="paper",
     cost=Cost(
-        machine="one H200: about 60,000 calls of 600 tokens, arithmetic at 30% use",
-        minutes=600,
+        machine="one H200: about 68,000 calls of 600 tokens, arithmetic at 30% use",
+        minutes=680,
         memory_gb=32,
         gpu_memory_gb=40,
         disk_gb=20,
