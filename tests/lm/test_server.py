@@ -30,6 +30,7 @@ from zfu_lib.lm.protocol import (
 )
 from zfu_lib.lm.server import ServerLM, _until, entropy_bounds, serving
 from zfu_lib.lm.tokenizer import VOCABULARY, byte_tokenizer
+from zfu_lib.reasoning import adaptime
 
 TEMPLATE = (
     "{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}\n{% endfor %}"
@@ -215,6 +216,32 @@ def test_what_transformers_serve_cannot_do_is_refused(served, url):
         ServerLM.from_url(url)
     with pytest.raises(ContextOverflow, match="254 tokens to read and 4 to write, but the context of tiny holds 256"):
         served.generate([GenRequest("a" * 254, max_tokens=4, stop=("never",))])
+
+
+def test_a_pipeline_of_many_calls_runs_through_it(served, checkpoint):
+    """AdapTime asks it for every decision and action, and reads what comes back as from a model that is here; a prompt
+    that does not fit is traced and spoils no other."""
+
+    def short(step, **parts):
+        return f"{step}: {len(parts.get('document', ''))} {parts.get('question', '')}"[:100], ""
+
+    def long(step, **parts):
+        return parts.get("document", "") + step, ""
+
+    config = adaptime.Config(decision_tokens=24, action_tokens=24)
+    planners = adaptime.Fixed((False, True, True)), adaptime.Prompted()
+    runs = [adaptime.adaptime("Ann left in 1954.", f"Who {i}?", p, short, config) for i, p in enumerate(planners)]
+    runs.append(adaptime.direct("x" * 300, "Who?", long, config))
+    *outcomes, too_long = adaptime.answer_all(runs, served, config)
+    assert [w.call.step for w in outcomes[0].trace.calls] == ["rewrite", "answer", "review"]
+    assert [w.call.step for w in outcomes[1].trace.calls if w.call.step.startswith("plan")] == [
+        "plan reformulate", "plan rewrite", "plan review",
+    ]  # fmt: skip
+    for outcome in outcomes:
+        for call, result in outcome.trace.calls:
+            assert (result.text, result.n_prompt, result.n_out) == generated(checkpoint, call.prompt)
+        assert outcome.trace.tokens() == sum(w.result.n_prompt + w.result.n_out for w in outcome.trace.calls) > 0
+    assert (too_long.answer, too_long.trace.failures) == (None, ["overflow", "answer"])
 
 
 def test_tokens_are_counted_and_texts_cut_by_the_given_tokenizer(served):
