@@ -54,7 +54,7 @@ def spans(name: str, split: str, *, layer: Layer = "skill") -> Dataset:
 
 
 def from_files(
-    name: str, files: Mapping[str, Path], *, column: int = 1, unknown: Literal["refuse", "outside"] = "refuse"
+    name: str, files: Mapping[str, Path], *, column: int = 1, broken: Literal["refuse", "outside"] = "refuse"
 ) -> dict[str, Dataset]:
     """A corpus from CoNLL files that you have: rows by split.
 
@@ -63,12 +63,12 @@ def from_files(
     Args:
         name: what ids begin with.
         files: split -> file with a token a line, tags in ``column`` (tab-separated), a blank line after a sentence.
-        unknown: what becomes of a tag that is no O, B or I, alone or with a type (Kompetencer's knowledge column holds
-            one): ``outside`` makes it an O.
+        broken: what becomes of a line whose tag is no O, B or I, alone or with a type, or whose token is empty
+            (Kompetencer's files have one of each): ``outside`` takes its first cell with text as a token with an O.
 
     Raises:
-        DataError: a file that is missing, not UTF-8, without a sentence, or has a line without that column or with
-            such a tag.
+        DataError: a file that is missing, not UTF-8, without a sentence, or has a line without that column, or a
+            broken one.
     """
     found = {}
     for split, file in files.items():
@@ -87,12 +87,14 @@ def from_files(
             cells = line.rstrip("\r").split("\t")
             if len(cells) <= column:
                 raise DataError(f"{file}, line {number}: no column {column} in {line!r}")
-            tag = cells[column].strip() or "O"
-            if tag != "O" and tag.partition("-")[0] not in ("B", "I"):
-                if unknown == "refuse":
-                    raise DataError(f"{file}, line {number}: {tag!r} is no O, B or I; unknown='outside' reads it as O")
-                tag = "O"
-            tokens.append(cells[0])
+            token, tag = cells[0], cells[column].strip() or "O"
+            if not token.strip() or tag != "O" and tag.partition("-")[0] not in ("B", "I"):
+                if broken == "refuse":
+                    raise DataError(
+                        f"{file}, line {number}: {line!r} is no token with a tag; broken='outside' makes it an O"
+                    )
+                token, tag = next(cell for cell in cells if cell.strip()), "O"
+            tokens.append(token)
             tags.append(tag)
         if not rows:
             raise DataError(f"{file} holds no sentence")
