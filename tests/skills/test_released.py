@@ -38,6 +38,7 @@ def test_a_record_whose_fields_agree_is_read_in_every_way():
         found = from_released(record(), labels=labels)
         assert (found.spans, found.text, found.tokens, found.id) == (SPANS, TEXT, tuple(TOKENS), "7-s0001")
     assert found.meta == {"posting": "7", "order": 1, "source": "d", "title": "t"}
+    assert from_released(record(global_id=7)).meta["posting"] == "7"
     assert from_released(record(), labels="none").spans == ()
     assert compare(record()) == {"same": 2}
 

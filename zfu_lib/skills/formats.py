@@ -3,8 +3,8 @@
 Every reader checks that a span's stored words are the slice of the text that its offsets name, and refuses what it
 would have to guess: an edge inside a token, an unknown tag, bytes that are not UTF-8.
 
-CoNLL has a BIO tag per token, JSON lines have tokens and code points, doccano, Label Studio and spaCy code points. All
-keep types; overlapping or nested spans of a source are refused.
+CoNLL has a tag per token (BIO is written; BIOES, BMES and BILOU are read too), JSON lines have tokens and code points,
+doccano, Label Studio and spaCy code points. All keep types; overlapping or nested spans of a source are refused.
 """
 
 from __future__ import annotations

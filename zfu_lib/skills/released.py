@@ -65,6 +65,8 @@ def views(record: Mapping[str, Any]) -> Views:
         raise SpanError(f"record {name!r} has no text ('sentence' or 'text')")
     keys = {"posting": "global_id", "order": "sentence_order", "source": "source_domain", "title": "title"}
     meta = {mine: record[theirs] for mine, theirs in keys.items() if record.get(theirs) is not None}
+    if "posting" in meta:  # text in the splits, a number in the corrected gold
+        meta["posting"] = str(meta["posting"])
     bare = Sentence(tuple(record.get("tokens") or text), (), text, name, meta)
     found = Views(bare, {}, {})
     for field in (*OFFSETS, *TAGS, *MARKED):
