@@ -65,6 +65,12 @@ def test_conll_files(tmp_path):
     assert skills.from_files("kompetencer", {"train": place}, column=2)["train"]["tags"][0] == ["O", "O", "B"]
     with pytest.raises(DataError, match="line 2: no column 5"):
         skills.from_files("kompetencer", {"train": place}, column=5)
+    assert found["posting"] == ["7", "7"]
+    place.write_text("-DOCSTART-\tO\r\n\r\nSQL\tB-Skill\r\nja\tSkill\r\n\t\r\n\tnej\r\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 4: .* is no token with a tag"):
+        skills.from_files("kompetencer", {"train": place})
+    found = skills.from_files("kompetencer", {"train": place}, broken="outside")["train"]
+    assert (found["tokens"], found["tags"]) == ([["SQL", "ja"], ["nej"]], [["B-Skill", "O"], ["O"]])
     place.write_bytes("für".encode("latin-1"))
     with pytest.raises(DataError, match="utf-8"):
         skills.from_files("x", {"train": place})

@@ -11,7 +11,6 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from zfu_lib.data import catalogue
 from zfu_lib.experiments import chinese_skillspan as x
 from zfu_lib.experiments import simulated_coders as simulated
-from zfu_lib.experiments.char_tagger import CharTagger
 from zfu_lib.experiments.chinese_skillspan import Lab
 from zfu_lib.experiments.simulated_coders import EXPERT, MODEL, Coder
 from zfu_lib.lm.encoder import TextEncoder
@@ -163,19 +162,6 @@ def test_a_sabotaged_adjudicator_loses_its_verdict(lab, monkeypatch):
     }
     assert measured["c4_gain"].mean < 0
     assert verdicts.judge(claim, "quick", measured).verdict in ("not reproduced", "inconclusive")
-
-
-def test_the_classifier_learns_a_rule_and_repeats_itself():
-    sentences = [
-        Sentence.of_characters(f"{a}熟悉{b}{c}。", spans=((3, 5, "K"),))
-        for a in "甲乙丙"
-        for b in "天地"
-        for c in "风雨"
-    ]
-    one, two = (CharTagger(sentences, steps=40, seed=0) for _ in range(2))
-    said = one.predict(sentences)
-    assert x.exact(sentences, said) == 1.0
-    assert said == two.predict(sentences)
 
 
 def test_the_sample_is_counted_and_none_of_its_text_comes_out(monkeypatch):

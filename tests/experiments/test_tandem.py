@@ -1,6 +1,7 @@
 """The Tandem chapter on miniatures: every measurement is made or said to be missing, comparisons are what they claim to
 be, and the path of the paper's models and problems runs from end to end."""
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -17,6 +18,7 @@ from zfu_lib.data.catalogue import DataError, State
 from zfu_lib.data.worlds.problem import solution
 from zfu_lib.experiments import sandbox, tandem
 from zfu_lib.lm import tiny
+from zfu_lib.lm.protocol import ModelError
 from zfu_lib.lm.recipes import reasoning
 from zfu_lib.lm.recipes.words import WORDS
 from zfu_lib.lm.tokenizer import byte_tokenizer, word_tokenizer
@@ -48,14 +50,28 @@ def lab(tmp_path_factory):
     place, words = tmp_path_factory.mktemp("pair"), word_tokenizer(WORDS)
     mentor, intern = (random_model(place / name, words, k, k) for name, k in (("mentor", 2), ("intern", 1)))
     small = {"tuning": 24, "test": 20, "controls": 6, "limit": 24, "timed": 2, "lengths": (4, 20), "seeds": 2}
-    profile = replace(tandem.QUICK, mentor=mentor, intern=intern, budgets=(4, 8, 16), forced=(4,), **small)
+    profile = replace(tandem.QUICK, mentor=mentor, intern=intern, peer=intern, budgets=(4, 8, 16), forced=(4,), **small)
     return tandem.Lab(profile, cache=False, device="cpu")
+
+
+def served_by(lab, mentor):
+    """What :meth:`Lab.served` finds if ``mentor`` is what answers at the server's address."""
+
+    @contextlib.contextmanager
+    def serving(folder):
+        assert f"hf:{folder}" == lab.profile.mentor
+        yield "http://127.0.0.1:1#mentor"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tandem, "serving", serving)
+        patch.setattr(tandem.models, "load", lambda url, **options: mentor)
+        return lab.served()
 
 
 def measured(lab):
     found = lab.gate() | lab.classifier() | lab.outcomes() | lab.savings() | lab.rivals() | lab.controls()
     found |= lab.brief() | {"latency_ratio": lab.latency(), "tandem_minus_random": lab.random_stop()}
-    return found
+    return found | served_by(lab, lab.mentor)
 
 
 def needed(profile):
@@ -137,6 +153,60 @@ def make_lab_table(lab):
     other = tandem.Lab.__new__(tandem.Lab)
     other.__dict__.update(lab.__dict__, test=changed)
     return other, changed
+
+
+def test_a_mentor_behind_a_server_is_compared_with_the_one_here(lab, monkeypatch):
+    assert served_by(lab, lab.mentor)["http_differences"].mean == 0
+    assert served_by(lab, lab.intern)["http_differences"].mean == len(lab.questions)
+
+    def fails(folder):
+        raise ModelError("transformers serve does not answer")
+
+    monkeypatch.setattr(tandem, "serving", fails)
+    assert lab.served() == "transformers serve does not answer"
+    elsewhere = tandem.Lab.__new__(tandem.Lab)
+    elsewhere.__dict__.update(lab.__dict__, profile=replace(lab.profile, mentor="hf:someone/large"))
+    assert "not hf:someone/large" in elsewhere.served()
+
+
+def test_leaks_are_counted_and_set_aside(make_lab_table):
+    lab, table = make_lab_table
+    leak = np.zeros_like(table.leak)
+    leak[:5, -1] = True
+    lab.test = replace(table, leak=leak)
+    found = lab.leaks()
+    assert found["leak_share"].mean == pytest.approx(100 * 5 / len(leak))
+    gain = table.correct[5:, -1].mean() - table.correct[5:, 0].mean()
+    assert found["gain_without_leak"].mean == pytest.approx(100 * gain)
+    lab.test = replace(table, leak=np.ones_like(leak))
+    assert set(lab.leaks()) == {"leak_share"}
+
+
+def test_an_auc_of_too_few_answers_is_none(make_lab_table, monkeypatch):
+    lab, table = make_lab_table
+    right = table.correct[:, 1:].sum(0)
+    rarer = np.minimum(right, len(table.qid) - right)
+    assert len(set(rarer)) > 1
+    monkeypatch.setattr(tandem, "RARE", rarer.max())
+    found = lab.classifier()
+    assert [found[f"auc_stage_{k}"] is not None for k in (1, 2, 3)] == (rarer == rarer.max()).tolist()
+    differences = [found["auc_minus_question_only"], found["auc_minus_length_only"]]
+    assert all(np.isfinite(interval[:3]).all() for interval in differences)
+    monkeypatch.setattr(tandem, "RARE", rarer.max() + 1)
+    assert set(lab.classifier().values()) == {None}
+
+
+def test_the_gap_is_what_size_and_teaching_make(make_lab_table):
+    lab, table = make_lab_table
+    lab.__dict__["peer"] = np.arange(len(table.qid)) % 2.0
+    gate = lab.gate()
+    parts = [gate[name].mean for name in ("gap_of_size", "gap_of_teaching")]
+    assert gate["gap_mentor_intern"].mean == pytest.approx(sum(parts))
+    assert parts[0] == pytest.approx(100 * (table.alone_correct.mean() - 0.5))
+    assert lab.alone()["apprentice alone"].mean == pytest.approx(50)
+    alone = tandem.Lab.__new__(tandem.Lab)
+    alone.__dict__.update(lab.__dict__, profile=replace(lab.profile, peer=None))
+    assert not {"gap_of_size", "gap_of_teaching"} & set(alone.gate())
 
 
 def test_half_of_the_gain_is_where_it_is():
@@ -328,12 +398,9 @@ def test_the_pair_has_what_the_claims_require():
     assert scores["intern"]["think"]["low"] > scores["intern"]["think"]["chance"]
 
 
-def test_costs_are_counted_for_the_stated_sizes(lab):
-    assert (lab.test.theta_mentor, lab.test.theta_intern) == lab.profile.sizes == (32e9, 7e9)
-    own = tandem.Lab.__new__(tandem.Lab)
-    own.__dict__.update(lab.__dict__, profile=replace(lab.profile, sizes=None))
-    found = own.collect(lab.questions[:2], (4,), measure=False)
-    assert (found.theta_mentor, found.theta_intern) == (lab.mentor.n_params, lab.intern.n_params)
+def test_costs_are_those_of_the_models_themselves(lab):
+    assert (lab.test.theta_mentor, lab.test.theta_intern) == (lab.mentor.n_params, lab.intern.n_params)
+    assert lab.mentor.n_params > lab.intern.n_params > 0
 
 
 def test_the_claims_state_the_sizes_of_the_profiles():

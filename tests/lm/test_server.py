@@ -1,11 +1,8 @@
 """A real ``transformers serve`` process, and a scripted server for everything that should not happen."""
 
-import http.client
 import json
 import math
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +10,6 @@ import threading
 import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,8 +28,9 @@ from zfu_lib.lm.protocol import (
     ScoreRequest,
     Unsupported,
 )
-from zfu_lib.lm.server import ServerLM, _until, entropy_bounds
+from zfu_lib.lm.server import ServerLM, _until, entropy_bounds, serving
 from zfu_lib.lm.tokenizer import VOCABULARY, byte_tokenizer
+from zfu_lib.reasoning import adaptime
 
 TEMPLATE = (
     "{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}\n{% endfor %}"
@@ -54,6 +51,18 @@ def proxied(monkeypatch):
 
 
 # The real server.
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no fastapi\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with (
+        pytest.raises(ModelError, match=r"it said last: no fastapi. It needs transformers\[serving\]"),
+        serving(tmp_path),
+    ):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -92,36 +101,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(checkpoint):
-    folder, _, _ = checkpoint
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (folder.parent / "home" / "hub").mkdir(parents=True)
-    environment = os.environ | {"HF_HOME": str(folder.parent / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    program = Path(sys.executable).parent / "transformers"
-    with (folder.parent / "log").open("w+") as log:
-        process = subprocess.Popen(
-            [program, "serve", folder.name, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-            cwd=folder.parent,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            for _ in range(600):
-                try:
-                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                    connection.request("GET", "/health")
-                    assert connection.getresponse().status == 200
-                    break
-                except OSError:
-                    assert process.poll() is None, (folder.parent / "log").read_text()
-                    time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with serving(checkpoint[0]) as url:
+        yield url.partition("#")[0]
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +216,32 @@ def test_what_transformers_serve_cannot_do_is_refused(served, url):
         ServerLM.from_url(url)
     with pytest.raises(ContextOverflow, match="254 tokens to read and 4 to write, but the context of tiny holds 256"):
         served.generate([GenRequest("a" * 254, max_tokens=4, stop=("never",))])
+
+
+def test_a_pipeline_of_many_calls_runs_through_it(served, checkpoint):
+    """AdapTime asks it for every decision and action, and reads what comes back as from a model that is here; a prompt
+    that does not fit is traced and spoils no other."""
+
+    def short(step, **parts):
+        return f"{step}: {len(parts.get('document', ''))} {parts.get('question', '')}"[:100], ""
+
+    def long(step, **parts):
+        return parts.get("document", "") + step, ""
+
+    config = adaptime.Config(decision_tokens=24, action_tokens=24)
+    planners = adaptime.Fixed((False, True, True)), adaptime.Prompted()
+    runs = [adaptime.adaptime("Ann left in 1954.", f"Who {i}?", p, short, config) for i, p in enumerate(planners)]
+    runs.append(adaptime.direct("x" * 300, "Who?", long, config))
+    *outcomes, too_long = adaptime.answer_all(runs, served, config)
+    assert [w.call.step for w in outcomes[0].trace.calls] == ["rewrite", "answer", "review"]
+    assert [w.call.step for w in outcomes[1].trace.calls if w.call.step.startswith("plan")] == [
+        "plan reformulate", "plan rewrite", "plan review",
+    ]  # fmt: skip
+    for outcome in outcomes:
+        for call, result in outcome.trace.calls:
+            assert (result.text, result.n_prompt, result.n_out) == generated(checkpoint, call.prompt)
+        assert outcome.trace.tokens() == sum(w.result.n_prompt + w.result.n_out for w in outcome.trace.calls) > 0
+    assert (too_long.answer, too_long.trace.failures) == (None, ["overflow", "answer"])
 
 
 def test_tokens_are_counted_and_texts_cut_by_the_given_tokenizer(served):

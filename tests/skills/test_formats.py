@@ -41,6 +41,28 @@ def test_conll_of_characters(sentence):
     assert core(found) == core(sentence)
 
 
+def test_conll_as_others_write_it():
+    news = "-DOCSTART- -X- O O\r\n\r\nEU NNP I-NP I-ORG\r\nBrussels  NNP  I-NP  B-ORG\r\nsaid VBD I-VP O\r\n"
+    for column in (3, -1):
+        (found,) = formats.from_conll(news, column=column)
+        assert core(found) == (("EU", "Brussels", "said"), (Span(0, 1, "ORG"), Span(1, 2, "ORG")), "EU Brussels said")
+    (found,) = formats.from_conll("数 B-S\n据 E-S\n库 S-K\n", joiner="")
+    assert core(found) == (tuple("数据库"), (Span(0, 2, "S"), Span(2, 3, "K")), "数据库")
+    with pytest.raises(SpanError, match="line 1: 'EU' has no column -1"):
+        formats.from_conll("EU\n", column=-1)
+
+
+def test_white_space_and_marks_of_the_format_as_tokens():
+    spaced = Sentence.of_characters("负责\u3000数据 分\xa0析", spans=[(0, 4)])
+    (found,) = formats.from_conll(formats.to_conll([spaced]), joiner="")
+    assert core(found) == core(spaced)
+    for token in ("-DOCSTART-", "\u2028", "\t", "a b", formats.SPACE):
+        with pytest.raises(SpanError, match="cannot be a line"):
+            formats.to_conll([Sentence((token,))])
+    with pytest.raises(SpanError, match="cannot be a line"):
+        formats.to_conll([Sentence(("a",), ((0, 1, "x\ty"),))])
+
+
 @given(drawn.sentences())
 def test_tools_with_code_points(sentence):
     unit = "character" if len(sentence.text) == len(sentence.tokens) else "space"
@@ -75,6 +97,91 @@ def test_doccano_forms():
         formats.from_doccano({"text": "ab cd", "label": [[0, 4, "S"]]})
     with pytest.raises(SpanError, match="there is no 'text'"):
         formats.from_doccano({"text": "", "label": []})
+
+
+LABEL = {"id": "a", "type": "labels", "value": {"start": 2, "end": 6, "text": "数据清洗", "labels": ["S"]}}
+
+
+def studio(*regions, **more):
+    return {"id": 7, "data": {"text": "负责数据清洗"}, "annotations": [{"result": list(regions), **more}]}
+
+
+def test_label_studio_with_choices_beside_and_inside():
+    of_region = {"id": "a", "type": "choices", "value": {"start": 2, "end": 6, "choices": ["sure"]}}
+    of_task = {"id": "b", "type": "choices", "value": {"choices": ["good"]}}
+    kinds = {"id": "a", "type": "taxonomy", "value": {"start": 2, "end": 6, "taxonomy": [["S", "data"]]}}
+    relation = {"type": "relation", "from_id": "a", "to_id": "a"}
+    found = formats.from_label_studio(studio(of_region, LABEL, of_task, kinds, relation))
+    assert (found.spans, found.id) == ((Span(2, 6, "S"),), "7")
+    small = {"id": 7, "text": "负责数据清洗", "label": [LABEL["value"]], "annotator": 1}
+    assert formats.from_label_studio(small).spans == found.spans
+    assert formats.from_label_studio(studio()).spans == ()  # submitted without a region: a decision
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (studio({"value": {"start": "/p", "end": "/p", "hypertextlabels": ["S"]}}), "region without a label"),
+        (studio({"id": "a", "value": {"start": 2, "end": 6}}), "region without a label"),
+        (studio({"id": "a", "value": {"labels": ["S"]}}), "no label"),
+        (studio(LABEL, was_cancelled=True), "that was submitted"),
+        ({"id": 7, "data": {"text": "负责"}, "annotations": []}, "task '7' has 0 annotations"),
+        ({"id": 7, "text": "负责"}, "task '7' has 0 annotations"),
+        (studio({"id": "a", "value": {"start": 2, "end": 6, "labels": ["S", "K"]}}), "overlap"),
+    ],
+)
+def test_what_label_studio_leaves_open_is_refused(task, says):
+    with pytest.raises(SpanError, match=says):
+        formats.from_label_studio(task)
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"text": "负责数据"}, "neither 'label' nor 'entities'"),
+        ({"text": "负责", "label": [[0, 2, "S"]], "entities": [{"label": "S"}]}, "labels in label and entities"),
+        ({"text": "负责数据", "label": ["S"]}, "'S' is no label"),
+        ({"text": "负责数据", "label": [["2", "4", "S"]]}, "is no label"),
+        ({"text": "负责数据", "label": [[2, 4, None]]}, "a word for the type"),
+        ({"text": "负责数据", "entities": [{"label": "S"}]}, "is no label"),
+        ({"text": 5, "label": []}, "no text: 5"),
+    ],
+)
+def test_doccano_without_a_decision_is_refused(record, says):
+    with pytest.raises(SpanError, match=says):
+        formats.from_doccano(record)
+    assert formats.from_doccano({"text": "负责", "label": [], "entities": []}).spans == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tokens": "abc"}, "'tokens' must be a list"),
+        ({"tokens": ["a", 1]}, "1 is no token"),
+        ({"spans": None}, "'spans' must be a list"),
+        ({"spans": [[0, 1]]}, "no span with 'start' and 'end'"),
+        ({"spans": [{"start": 0.0, "end": 1.0}]}, "whole numbers"),
+        ({"spans": [{"start": 0, "end": 1, "type": ""}]}, "a word for the type"),
+    ],
+)
+def test_bad_records_are_refused(change, says):
+    with pytest.raises(SpanError, match=f"'3'.*{says}"):
+        formats.from_record({"id": "3", "tokens": ["a"], "spans": []} | change)
+
+
+def test_meta_that_would_overwrite_a_field_is_refused():
+    with pytest.raises(SpanError, match="meta has id, text"):
+        formats.to_record(Sentence(("a",), meta={"id": "z", "text": "q"}))
+
+
+def test_spacy_of_a_document_nobody_annotated():
+    doc = {"text": "we use SQL", "tokens": [{"start": 0, "end": 2}, {"start": 3, "end": 6}, {"start": 7, "end": 10}]}
+    with pytest.raises(SpanError, match="no entities set"):
+        formats.from_spacy(doc)
+    doc["spans"] = {"sc": [{"start": 7, "end": 10, "label": "S"}]}
+    assert formats.from_spacy(doc, group="sc").spans == (Span(2, 3, "S"),)
+    with pytest.raises(SpanError, match="no spans in group 'other'"):
+        formats.from_spacy(doc, group="other")
 
 
 def test_stored_words_must_be_the_slice():

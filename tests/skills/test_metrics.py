@@ -14,7 +14,8 @@ from zfu_lib.skills import metrics
 from zfu_lib.skills.spans import Sentence, Span, from_tags
 from zfu_lib.skills.verifier import verify
 
-RECORDED = json.loads(Path(__file__).with_name("seqeval.json").read_text())["cases"]
+SEQEVAL = json.loads(Path(__file__).with_name("seqeval.json").read_text())
+RECORDED = SEQEVAL["cases"]
 
 
 @st.composite
@@ -35,6 +36,12 @@ def test_equal_to_seqeval(case):
     found = metrics.by_type(gold, predicted)
     for average in ("micro", "macro", "weighted"):
         assert found[average][:3] == pytest.approx(case["scores"][average][:3])
+
+
+def test_ends_and_single_tokens_are_read_as_seqeval_reads_them():
+    """Recorded from seqeval 1.2.2, get_entities on random BIOES tags, most of them illegal."""
+    for tags, entities in SEQEVAL["entities"]:
+        assert from_tags(tags.split()) == [tuple(span) for span in entities], tags
 
 
 @given(CORPORA)

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zfu_lib.skills import formats, release
 from zfu_lib.skills.release import ReleaseError
@@ -65,7 +67,25 @@ def test_training_sentences_that_stand_in_test_are_left_out_and_counted():
     assert built.audit["removed"] == 1
     assert built.audit["leaks"] == []
     assert target.id not in built.split
-    assert "1 training sentences" in built.files["README.md"]
+    assert "1 sentences of train" in built.files["README.md"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("甲乙丙丁戊己"), st.sampled_from("ab")), min_size=1))
+def test_no_text_and_no_posting_is_in_two_splits(rows):
+    made = [sentence(p, k, f"负责数据清洗、沟通{x}", source) for k, (p, x, source) in enumerate(rows)]
+    split = release.build(made, name="synth_x", **ABOUT).split
+    for what in (lambda s: release.normal(s.text), lambda s: s.meta["posting"]):
+        seen = [{what(s) for s in made if split.get(s.id) == part} for part in release.SPLITS]
+        assert not seen[0] & seen[1]
+        assert not seen[0] & seen[2]
+        assert not seen[1] & seen[2]
+    assert {release.normal(s.text) for s in made} == {release.normal(s.text) for s in made if s.id in split}
+
+
+def test_sources_with_few_postings_fill_every_split():
+    made = [sentence(p, 0, f"负责数据清洗、沟通{chr(0x4E00 + p)}", source=f"{p % 10}") for p in range(30)]
+    parts = list(release.split_by_posting(made).values())
+    assert [parts.count(part) for part in release.SPLITS] == [24, 3, 3]
 
 
 def test_the_audit_sees_ends_that_are_one_too_far():

@@ -40,6 +40,21 @@ def test_any_tags_give_disjoint_spans_and_strays_say_where_readings_differ(tags)
     assert (opened == dropped) == (not stray_tags(tags))
 
 
+@pytest.mark.parametrize("letters", ["BIES", "BMES", "BILU"])
+@given(sentence=drawn.sentences())
+def test_tags_that_mark_ends_give_the_spans_back(letters, sentence):
+    begin, inside, last, single = letters
+    tags = ["O"] * len(sentence.tokens)
+    for start, end, kind in sentence.spans:
+        n = end - start
+        own = single if n == 1 else begin + inside * (n - 2) + last
+        tags[start:end] = [f"{letter}-{kind}" for letter in own]
+    for stray in ("open", "drop"):
+        assert tuple(from_tags(tags, stray=stray)) == sentence.spans
+    assert from_tags([f"{inside}-S", f"{last}-S", f"{last}-S"]) == [Span(0, 2, "S"), Span(2, 3, "S")]
+    assert from_tags([f"{inside}-S", f"{last}-S"], stray="drop") == []
+
+
 @given(drawn.sentences(), st.booleans(), st.booleans())
 def test_markers_give_the_spans_back(sentence, typed, spaced):
     """par(enc(x, S)) = S, touching spans and marker characters in the text included, with markers that avoid it."""

@@ -154,6 +154,14 @@ def test_repairs(answer, made, spans):
     assert repair(X, answer, allowed=()).errors == verify(X, answer).errors
 
 
+@pytest.mark.parametrize(
+    "answer", ["", "we want", "no skills here", "@@patience## and nothing of the sentence", "@@##"]
+)
+def test_an_answer_without_anything_to_keep_is_not_repaired_into_there_is_no_skill(answer):
+    assert not repair(X, answer).ok
+    assert repair(X, answer).repairs == ()
+
+
 def test_trailing_punctuation_is_moved_out_when_something_else_fails():
     found = repair(X, "we want @@team work ,## @@SQL and care .")
     assert found.repairs == ("r4", "r2")

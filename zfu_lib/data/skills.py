@@ -53,15 +53,22 @@ def spans(name: str, split: str, *, layer: Layer = "skill") -> Dataset:
     return Dataset.from_list(rows)
 
 
-def from_files(name: str, files: Mapping[str, Path], *, column: int = 1) -> dict[str, Dataset]:
+def from_files(
+    name: str, files: Mapping[str, Path], *, column: int = 1, broken: Literal["refuse", "outside"] = "refuse"
+) -> dict[str, Dataset]:
     """A corpus from CoNLL files that you have: rows by split.
+
+    Lines that begin with ``### `` name the posting of what follows; lines that begin with ``-DOCSTART-`` are skipped.
 
     Args:
         name: what ids begin with.
         files: split -> file with a token a line, tags in ``column`` (tab-separated), a blank line after a sentence.
+        broken: what becomes of a line whose tag is no O, B or I, alone or with a type, or whose token is empty
+            (Kompetencer's files have one of each): ``outside`` takes its first cell with text as a token with an O.
 
     Raises:
-        DataError: a file that is missing, not UTF-8, or has a line without that column.
+        DataError: a file that is missing, not UTF-8, without a sentence, or has a line without that column, or a
+            broken one.
     """
     found = {}
     for split, file in files.items():
@@ -69,18 +76,26 @@ def from_files(name: str, files: Mapping[str, Path], *, column: int = 1) -> dict
             text = Path(file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: {error}") from None
-        rows, tokens, tags = [], [], []
+        rows, tokens, tags, posting = [], [], [], ""
         for number, line in enumerate([*text.split("\n"), ""], 1):
-            if line.startswith("### ") or not line.strip():
+            if line.startswith(("### ", "-DOCSTART-")) or not line.strip():
                 if tokens:
-                    rows.append(_row(f"{name}-{split}-{len(rows)}", tokens, tags, "", name))
+                    rows.append(_row(f"{name}-{split}-{len(rows)}", tokens, tags, posting, name))
                     tokens, tags = [], []
+                posting = line[4:].strip() if line.startswith("### ") else posting
                 continue
             cells = line.rstrip("\r").split("\t")
             if len(cells) <= column:
                 raise DataError(f"{file}, line {number}: no column {column} in {line!r}")
-            tokens.append(cells[0])
-            tags.append(cells[column].strip() or "O")
+            token, tag = cells[0], cells[column].strip() or "O"
+            if not token.strip() or tag != "O" and tag.partition("-")[0] not in ("B", "I"):
+                if broken == "refuse":
+                    raise DataError(
+                        f"{file}, line {number}: {line!r} is no token with a tag; broken='outside' makes it an O"
+                    )
+                token, tag = next(cell for cell in cells if cell.strip()), "O"
+            tokens.append(token)
+            tags.append(tag)
         if not rows:
             raise DataError(f"{file} holds no sentence")
         found[split] = Dataset.from_list(rows)

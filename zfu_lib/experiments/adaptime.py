@@ -90,8 +90,8 @@ PAPER = replace(
     FULL,
     profile="paper",
     cost=Cost(
-        machine="one H200: about 60,000 calls of 600 tokens, arithmetic at 30% use",
-        minutes=600,
+        machine="one H200: about 68,000 calls of 600 tokens, arithmetic at 30% use",
+        minutes=680,
         memory_gb=32,
         gpu_memory_gb=40,
         disk_gb=20,
@@ -111,7 +111,7 @@ PAPER = replace(
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
 # What a CPU changes; the run says so.
-FULL_ON_CPU = {"items": 80, "plans": 80, "dial_items": 60, "samples": 3}
+FULL_ON_CPU = {"items": 80, "plans": 80, "dial_items": 120, "samples": 3}
 
 
 class Asked(NamedTuple):
@@ -523,26 +523,24 @@ def review_effect(lab: Lab, name: str) -> dict[str, Interval]:
 
 
 def contents(lab: Lab) -> dict[str, np.ndarray]:
-    """[items] exact match of answers beside the true timeline, the model's own, another document's, filler of the same
-    length, and none; first seed."""
-    questions = [q for q in lab.questions(0) if q.item is not None]
-    lines = {
-        "true": [temporal.timeline(q.item) for q in questions],
-        "another's": [temporal.timeline(questions[i - 1].item) for i in range(len(questions))],
-    }
-    lines["filler"] = [" ".join(["."] * len(text.split())) for text in lines["true"]]
-    lines["none"] = [""] * len(questions)
-    own = lab.run("rewrite", questions)
-    found = {"own": np.array([is_right(o, q) for o, q in zip(own, questions, strict=True)])}
-    for name, texts in lines.items():
-        requests = []
-        for q, text in zip(questions, texts, strict=True):
-            prompt, prefill = lab.prompts("answer", document=q.document, question=q.question, timeline=text)
-            requests.append(GenRequest(prompt, prefill=prefill, max_tokens=lab.config.action_tokens))
-        wrote = lab.model.generate(requests)
-        answers = [method.parse_answer(request.prefill + r.text) for request, r in zip(requests, wrote, strict=True)]
-        found[name] = np.array([short_answers.exact_match(a, q.gold) for a, q in zip(answers, questions, strict=True)])
-    return found
+    """[seeds, items] exact match of answers beside the true timeline, the model's own, another document's, filler of
+    the same length, and none."""
+    found: dict[str, list[list[float]]] = {name: [] for name in ("own", "true", "another's", "filler", "none")}
+    for seed in range(lab.profile.seeds):
+        questions = lab.questions(seed)
+        true = [temporal.timeline(q.item) for q in questions]
+        lines = {"true": true, "another's": [true[i - 1] for i in range(len(true))]}
+        lines |= {"filler": [" ".join(["."] * len(text.split())) for text in true], "none": [""] * len(true)}
+        found["own"].append([is_right(o, q) for o, q in zip(lab.arm("rewrite", seed), questions, strict=True)])
+        for name, texts in lines.items():
+            requests = []
+            for q, text in zip(questions, texts, strict=True):
+                prompt, prefill = lab.prompts("answer", document=q.document, question=q.question, timeline=text)
+                requests.append(GenRequest(prompt, prefill=prefill, max_tokens=lab.config.action_tokens))
+            wrote = lab.model.generate(requests)
+            answers = [method.parse_answer(r.prefill + w.text) for r, w in zip(requests, wrote, strict=True)]
+            found[name].append([short_answers.exact_match(a, q.gold) for a, q in zip(answers, questions, strict=True)])
+    return {name: np.array(rows) for name, rows in found.items()}
 
 
 def disagreement(lab: Lab) -> Interval:
@@ -626,8 +624,9 @@ def real_rows(name: str) -> list[dict[str, Any]]:
 
 
 def solved(name: str, *, closed: bool = False) -> dict[str, Any]:
-    """The model-free solver on TempReason: shares parsed, right, and with more than one fact that fits."""
-    parsed, right, several = [], [], []
+    """The model-free solver on TempReason: shares parsed, right, and with more than one fact that fits; ``behind`` is
+    the share whose facts name what is asked for behind the verb (not before "is the chair of")."""
+    parsed, right, several, behind = [], [], [], []
     for row in real_rows(name):
         facts = timeline.read_facts(row.get("fact_context", ""))
         if closed:
@@ -636,9 +635,10 @@ def solved(name: str, *, closed: bool = False) -> dict[str, Any]:
         parsed.append(found.parsed)
         right.append(short_answers.exact_match(found.answers[0] if found.answers else None, row["answer"]))
         several.append(len(found.answers) > 1)
+        behind.append(all(f.words.endswith(f.slot) for f in facts))
     return {
         "parsed": proportion(sum(parsed), len(parsed)), "right": proportion(int(sum(right)), len(right)),
-        "several": proportion(sum(several), len(several)),
+        "several": proportion(sum(several), len(several)), "behind": proportion(sum(behind), len(behind)),
     }  # fmt: skip
 
 

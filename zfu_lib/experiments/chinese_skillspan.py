@@ -23,7 +23,7 @@ from zfu_lib.data.tables import table
 from zfu_lib.data.worlds import jobads
 from zfu_lib.data.zh_jobs import IMBALANCED, STRATIFIED, Advert
 from zfu_lib.experiments import simulated_coders as simulated
-from zfu_lib.experiments.char_tagger import CharTagger
+from zfu_lib.experiments.char_tagger import CharTagger, Head
 from zfu_lib.experiments.simulated_coders import EXPERT, MODEL, Coder, Layer, sentence_of
 from zfu_lib.experiments.span_models import Crf, Lexicon, Tagger, add_lora
 from zfu_lib.experiments.sricl import chat_batches
@@ -41,6 +41,15 @@ from zfu_lib.skills.markers import encode
 from zfu_lib.skills.spans import Sentence, Span, untyped
 
 Pairs = dict[str, tuple[Sequence[float], Sequence[float]]]
+BASELINES: dict[str, str] = {
+    "lexicon": "dictionary",
+    "crf": "CRF",
+    "tagger": "character classifier",
+    "lstm_crf": "LSTM-CRF",
+    "span": "span classifier",
+}
+"""Extractors that are trained on the gold of a world, with their names in figures."""
+HEADS: dict[str, Head] = {"tagger": "softmax", "lstm_crf": "crf", "span": "biaffine"}
 NO_MODEL = "no language model that reads Chinese is on this machine"
 
 
@@ -180,27 +189,29 @@ class Lab:
 
     # Extractors.
 
-    def predictions(self, name: Literal["lexicon", "crf", "tagger"], seed: int) -> list[list[Span]]:
-        """Test predictions of a baseline that was trained on the gold of the world."""
+    def fitted(self, name: str, seed: int, *, mix: str = "stratified") -> Lexicon | Crf | CharTagger:
+        """One of :data:`BASELINES`, trained on the gold of the world."""
 
-        def made() -> list[list[Span]]:
-            train_set = self.train(seed)
-            fitted: Lexicon | Crf | CharTagger
+        def made() -> Lexicon | Crf | CharTagger:
+            train_set = self.train(seed, mix=mix)
             if name == "lexicon":
-                fitted = Lexicon(train_set)
-            elif name == "crf":
-                fitted = Crf(train_set, iterations=40)
-            else:
-                fitted = CharTagger(train_set, steps=self.profile.tagger_steps, seed=seed, device=self.device)
-            return fitted.predict(self.test(seed))
+                return Lexicon(train_set)
+            if name == "crf":
+                return Crf(train_set, iterations=40)
+            steps = self.profile.tagger_steps
+            return CharTagger(train_set, steps=steps, seed=seed, head=HEADS[name], device=self.device)
 
-        return self.once(("predictions", name, seed), made)
+        return self.once(("fitted", name, seed, mix), made)
 
-    def f1(self, name: Literal["lexicon", "crf", "tagger"]) -> np.ndarray:
+    def predictions(self, name: str, seed: int) -> list[list[Span]]:
+        """Test predictions of one of :data:`BASELINES`."""
+        return self.once(("predictions", name, seed), lambda: self.fitted(name, seed).predict(self.test(seed)))
+
+    def f1(self, name: str) -> np.ndarray:
         """Typed exact F1 on the test set, one per world."""
         return np.array([exact(self.test(seed), self.predictions(name, seed)) for seed in self.seeds])
 
-    def unseen(self, name: Literal["lexicon", "crf", "tagger"]) -> np.ndarray:
+    def unseen(self, name: str) -> np.ndarray:
         """Recall on test spans whose words are no span of the training set, one per world."""
         found = []
         for seed in self.seeds:
@@ -669,7 +680,8 @@ def shift_curves(lab: Lab, shares: Sequence[float] = (0.0, 0.25, 0.5, 1.0)) -> d
         rows: list[tuple[float, float]] = []
         for share in shares:
             spoilt = set(order[: round(share * len(train_set))].tolist())
-            said = Crf([shifted(s) if i in spoilt else s for i, s in enumerate(train_set)], iterations=40).predict(test)
+            mixed = [shifted(s) if i in spoilt else s for i, s in enumerate(train_set)]
+            said = (Crf(mixed, iterations=40) if spoilt else lab.fitted("crf", seed)).predict(test)
             rows.append((exact(test, said), relaxed(test, said)))
         exactly.append([a for a, _ in rows])
         nearly.append([b for _, b in rows])
@@ -682,7 +694,7 @@ def by_source(lab: Lab) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, list[float]]] = {"imbalanced": {}, "stratified": {}}
     for seed in lab.seeds:
         for mix, rows in found.items():
-            fitted = Crf(lab.train(seed, mix=mix), iterations=40)
+            fitted = lab.fitted("crf", seed, mix=mix)
             for source in zh_jobs.SOURCES:
                 n = min(150, lab.profile.test)
                 ads = zh_jobs.postings(30, 500 + seed, mix={source: 1.0}, name=f"{source}_")[:n]
@@ -715,9 +727,7 @@ def scheme_sizes(lab: Lab) -> list[int]:
     return [max(8, lab.profile.train // k) for k in (4, 2, 1)]
 
 
-def slices(
-    lab: Lab, name: Literal["lexicon", "crf", "tagger"], by: Literal["type", "length", "tag"]
-) -> dict[str, list[float]]:
+def slices(lab: Lab, name: str, by: Literal["type", "length", "tag"]) -> dict[str, list[float]]:
     """Recall of gold spans by type, by length in characters or by phenomenon, one per world (X5)."""
     found: dict[str, list[float]] = {}
     for seed in lab.seeds:
@@ -868,6 +878,10 @@ def pairs(lab: Lab) -> Pairs:
         "c6_tagger": (lab.f1("tagger"), lab.f1("lexicon")),
         "c6_unseen": (lab.unseen("tagger"), lab.unseen("lexicon")),
         "tagger_minus_crf": (lab.f1("tagger"), lab.f1("crf")),
+        "lstm_crf_minus_tagger": (lab.f1("lstm_crf"), lab.f1("tagger")),
+        "lstm_crf_minus_crf": (lab.f1("lstm_crf"), lab.f1("crf")),
+        "lstm_crf_unseen_minus_crf": (lab.unseen("lstm_crf"), lab.unseen("crf")),
+        "span_minus_lstm_crf": (lab.f1("span"), lab.f1("lstm_crf")),
         "c7_english": (english_only(lab), none),
         "c9_exact_left": (shift["exact"][:, -1], none),
         "c9_relaxed_kept": (shift["relaxed"][:, -1] / shift["relaxed"][:, 0], none),

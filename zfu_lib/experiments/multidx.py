@@ -60,7 +60,7 @@ class MultidxProfile(Profile):
 QUICK = MultidxProfile(
     profile="quick",
     cost=Cost(machine="2 CPU cores", minutes=3, memory_gb=1.5),
-    seeds=3,
+    seeds=5,
     model="tiny:resident",
     weak="tiny:student",
     cases=60,
@@ -108,7 +108,7 @@ PAPER = replace(
     real=False,
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
-FULL_ON_CPU = {"cases": 60, "dev": 20, "extra": 20}
+FULL_ON_CPU = {"cases": 120, "dev": 30, "extra": 40}
 
 
 # The small model's language
@@ -118,10 +118,14 @@ class PlainFormat:
     """The frames that the small models were trained on. Rules lay them out: of a statement the names in it, disease and
     finding by pairs, those that bear on the case; of a case the words that the model knows. Sorting into SOAP and
     planning the search are done by rules altogether; suspects, notes, comparisons and unions are the model's.
+
+    A frame never exceeds the model's context: of the facts those that came last are left out, then the end of the
+    case. ``asked`` counts frames, ``shortened`` those that lost something.
     """
 
     def __init__(self, findings: Dictionary, diseases: Dictionary) -> None:
         self.findings, self.diseases = findings, diseases
+        self.asked = self.shortened = 0
 
     known = frozenset(language.WORDS)
 
@@ -143,10 +147,20 @@ class PlainFormat:
         return [clinic.Mention(f, status, f) for f, status in self.findings.mentions(case)]
 
     def _ask(self, case: str, mode: str, tokens: int, facts: Sequence[language.Fact] = (), **parts: Any) -> GenRequest:
-        shown = language.bearing(facts, dict(self.findings.mentions(case)))
-        words = (w for w in case.split() if w in self.known or w in self.findings)
-        text = " ".join(words).removeprefix(". ")
-        return GenRequest(language.frame(text, mode, **shown, **parts), max_tokens=tokens)
+        status = dict(self.findings.mentions(case))
+        kept = [fact for fact in facts if status.get(fact[1]) in ("present", "absent")]
+        words = " ".join(w for w in case.split() if w in self.known or w in self.findings).removeprefix(". ").split()
+
+        def framed() -> str:
+            return language.frame(" ".join(words), mode, **language.bearing(kept, status), **parts)
+
+        whole = text = framed()
+        while language.tokens(text) + tokens > language.CONTEXT and (kept or words):
+            (kept or words).pop()
+            text = framed()
+        self.asked += 1
+        self.shortened += text != whole
+        return GenRequest(text, max_tokens=tokens)
 
     def soap(self, case: str) -> str:
         return (
@@ -225,6 +239,17 @@ class Spoken:
 
 def _renamed(text: str, book: Mapping[str, str]) -> str:
     return re.sub(r"\S+", lambda word: book.get(word[0], word[0]), text)
+
+
+def latent(texts: Sequence[str], width: int = 64) -> Callable[[Sequence[str]], np.ndarray]:
+    """An encoder with nothing to download: TF-IDF and its ``width`` main directions (SVD), fitted on ``texts``."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(token_pattern=r"[\w-]+", sublinear_tf=True)
+    fitted = make_pipeline(words, TruncatedSVD(width, random_state=0)).fit(texts)
+    return lambda new: fitted.transform(new).astype(np.float32)
 
 
 # What a seed draws, what a system says, and how it is scored
@@ -331,6 +356,7 @@ class Lab:
         self.config = Config(budget=self.profile.budget)
         self.world = w = world or clinic.world()
         self.used: list[DataUsed] = []
+        self.shortened: dict[str, float] = {}
         self.findings = Dictionary({f: [o for o, usual in w.synonyms.items() if usual == f] for f in w.findings})
         self.diseases = Dictionary({d: [o for o, usual in w.aliases.items() if usual == d] for d in w.diseases})
         self.format: Format = PlainFormat(self.findings, self.diseases)
@@ -394,7 +420,7 @@ class Lab:
             self.findings,
             self.diseases,
             LocalSearch(pages, blocklist=(clinic.ANSWER_SITE,)),
-            CaseIndex(records),
+            CaseIndex(records, encode=latent([r.text for r in records])),
             TraceIndex(records, self.findings.entities),
         )
 
@@ -662,6 +688,27 @@ def neighbours(lab: Lab) -> dict[int, list[Scores]]:
     return found
 
 
+SEARCHES = {"bm25": "BM25", "dense": "vectors", "rrf": "both, by rank fusion"}
+
+
+def searches(lab: Lab) -> dict[str, dict[str, list[float]]]:
+    """Ways to find similar cases: way -> by seed, the share of the ``k_cases`` neighbours that have the case's disease
+    (``same``, over cases whose disease the database knows), and H@1 and H@10 of the case branch that reads them."""
+    found: dict[str, dict[str, list[float]]] = {way: {"same": [], "h1": [], "h10": []} for way in SEARCHES}
+    for way, rows in found.items():
+        config = replace(lab.config, sources=("Cases",), case_search=way)
+        for seed in range(lab.profile.seeds):
+            setting = lab.setting(seed)
+            near = setting.knowledge.cases.near([c.text for c in setting.gold], config.k_cases, by=way)
+            shares = [np.mean([r.diagnosis == c.diagnosis for r in rs]) for c, rs in zip(setting.gold, near)]
+            rows["same"].append(float(np.mean(np.array(shares)[setting.seen])))
+            results = method.gather(setting.cases, lab.asker(), setting.knowledge, config)
+            scores = score(setting.gold, lab.alone(results, "Cases"))
+            rows["h1"].append(scores.hit(1))
+            rows["h10"].append(scores.hit(10))
+    return found
+
+
 def notes(lab: Lab) -> dict[str, list[float]]:
     """M11: what SOAP adds to the whole at H@1 and H@10, for cases in prose and the same cases as notes."""
     found: dict[str, list[float]] = {}
@@ -790,6 +837,7 @@ def real(lab: Lab) -> dict[str, list[float]]:
         for system, scores in other.scores(0).items():
             if system in REAL_SYSTEMS:
                 found[f"{name}: {system}"] = [scores.hit(k) for k in (1, 5, 10)]
+        lab.shortened[name] = other.format.shortened / other.format.asked
     passages = tables.medlineplus()
     links: dict[str, list[str]] = {}
     for triple in tables.ddxplus_graph():

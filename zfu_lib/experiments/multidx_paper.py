@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from zfu_lib.lm import models
 from zfu_lib.lm.protocol import LanguageModel, ModelError
 from zfu_lib.reasoning import multidx as method
 from zfu_lib.reasoning.dx_format import ChatFormat
-from zfu_lib.reasoning.multidx import SOURCES, Asker, Case, Config, Knowledge
-from zfu_lib.reasoning.sources import CaseIndex, Dictionary, HttpSearch, Record, SearchAdapter, TraceIndex
+from zfu_lib.reasoning.multidx import SOURCES, Asker, Case, Config, Evidence, Knowledge, SourceOut
+from zfu_lib.reasoning.sources import CaseIndex, Dictionary, HttpSearch, Record, SearchAdapter, TraceIndex, steps
 
 DATA = "zou-lab/MedCaseReasoning"
 BLOCKED = ("pubmed.ncbi.nlm.nih.gov", "ncbi.nlm.nih.gov", "huggingface.co")
@@ -93,6 +96,23 @@ def same(a: str, b: str) -> bool:
     return method.key(a) == method.key(b) or (common > 0 and 2 * common / (x.total() + y.total()) >= ALIKE)
 
 
+def covered(asker: Asker, statements: Sequence[Sequence[str]], reasoning: Sequence[Sequence[str]]) -> list[float]:
+    """Share of each case's statements that its reasoning makes, by the model as judge: recall, if the statements are
+    the gold ones; precision, with the two exchanged. Nothing said, or an answer that cannot be read, covers nothing."""
+    asked = [i for i, (a, b) in enumerate(zip(statements, reasoning, strict=True)) if a and b]
+    told = asker("judge", [asker.format.judge(statements[i], reasoning[i]) for i in asked])
+    shares = [0.0] * len(statements)
+    for i, answer in zip(asked, told, strict=True):
+        named = {int(n) for n in re.findall(r"\d+", answer.get("covered", ""))}
+        shares[i] = len(named & set(range(1, len(statements[i]) + 1))) / len(statements[i])
+    return shares
+
+
+def told(path: Iterable[tuple[str, Evidence]]) -> list[str]:
+    """A path as sentences for the judge."""
+    return [f"{e.text} speaks {'for' if e.stance == '+' else 'against'} {disease}" for disease, e in path]
+
+
 def run(
     model: LanguageModel,
     test: list[Record],
@@ -101,11 +121,12 @@ def run(
     recogniser: Recogniser,
     config: Config | None = None,
 ) -> dict[str, Any]:
-    """H@1, H@5, H@10 of the model alone, of each source, of the vote and of MultiDx; failures are misses.
+    """H@1, H@5, H@10 and recall and precision of the reasoning, of the model alone, of each source, of the vote and of
+    MultiDx; failures are misses. The judge of the reasoning is the model itself (the paper's is not confirmed).
 
     Returns:
-        ``scores`` system -> three shares, ``unread`` share of answers that could not be parsed, ``tokens`` read and
-        written a case, ``log`` of every case.
+        ``scores`` system -> three shares, ``reasoning`` system -> (recall, precision), ``unread`` share of answers that
+        could not be parsed, ``tokens`` read and written a case (the judge's too), ``log`` of every case.
     """
     config = config or Config(budget=0)
     diseases = Dictionary({record.diagnosis.lower(): () for record in database})
@@ -117,9 +138,20 @@ def run(
     lists = {"model alone": [out.names for out in alone]}
     lists |= {source: [r.sources[source].names for r in found] for source in SOURCES}
     simple = Config(budget=config.budget, vote="simple", differential="none")
-    lists["simple vote"] = [r.diagnoses for r in method.integrate(found, asker, knowledge, simple)]
+    voted = method.integrate(found, asker, knowledge, simple)
     whole = method.integrate(found, asker, knowledge, config)
-    lists["MultiDx"] = [r.diagnoses for r in whole]
+    lists |= {"simple vote": [r.diagnoses for r in voted], "MultiDx": [r.diagnoses for r in whole]}
+
+    def first(outs: Iterable[SourceOut]) -> list[list[str]]:
+        return [told((h.name, e) for h in out.hypotheses[:1] for e in h.evidence) for out in outs]
+
+    paths = {"model alone": first(alone)} | {s: first(r.sources[s] for r in found) for s in SOURCES}
+    paths |= {name: [told(r.reasoning) for r in rs] for name, rs in (("simple vote", voted), ("MultiDx", whole))}
+    gold = [steps(record.reasoning) for record in test]
+    reasoning = {
+        name: [float(np.mean(covered(asker, *pair))) for pair in ((gold, path), (path, gold))]
+        for name, path in paths.items()
+    }
     scores = {
         name: [
             sum(any(same(d, r.diagnosis) for d in x[:k]) for x, r in zip(listed, test)) / len(test) for k in (1, 5, 10)
@@ -128,6 +160,7 @@ def run(
     }
     return {
         "scores": scores,
+        "reasoning": reasoning,
         "unread": asker.failure_rate(),
         "tokens": (asker.ledger.tokens("read") + asker.ledger.tokens("written")) / len(test),
         "log": {r.case.id: [list(event) for event in r.log] for r in whole},

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,18 +26,22 @@ from zfu_lib.data.catalogue import DataError, State
 from zfu_lib.data.worlds import problem as world
 from zfu_lib.experiments import router_data, sandbox
 from zfu_lib.experiments.tandem_audit import detectable
-from zfu_lib.lm import models
-from zfu_lib.lm.protocol import GenRequest, ScoreRequest
+from zfu_lib.lm import models, tiny
+from zfu_lib.lm.protocol import GenRequest, LanguageModel, ModelError, ScoreRequest
 from zfu_lib.lm.recipes import reasoning as recipes
+from zfu_lib.lm.server import serving
 from zfu_lib.reasoning import routing
 from zfu_lib.reasoning.insights import TRANSPORTS, ChatFormat, Format, Prompt, Question, Transport
 from zfu_lib.reasoning.routing import Outcome, Table
 from zfu_lib.reasoning.tandem import Split, SufficiencyClassifier, collect, split_by_question, tandem
 from zfu_lib.report.profiles import Cost, Download, Profile
-from zfu_lib.report.statistics import Interval, crossed
+from zfu_lib.report.statistics import Interval, crossed, exact
 
 SHARES = (0.6, 0.1, 0.3, 0.0)
 """Shares of the tuning questions for fitting, early stopping and thresholds; the test questions are others."""
+RARE = 10
+"""Fewer right, or fewer wrong, answers at a stage give no AUC: a resample repeats the few, and its spread says
+nothing."""
 GAP = 1.0
 """Points below the mentor that still count as matching it (claim T2)."""
 
@@ -46,8 +51,8 @@ class TandemProfile(Profile):
     """``tuning`` and ``test`` are numbers of questions; ``budgets`` cumulative mentor tokens, ``forced`` thinking
     budgets of budget forcing; ``lengths`` those of the curve of insight lengths; ``limit`` the most tokens of an
     answer. ``controls``: how many of the test questions the controls of T13 and T15, the other transports and the
-    lengths are measured on; ``timed``: how many are answered one at a time. ``sizes``: parameters of mentor and intern
-    that costs are counted for, where they are not those of the models."""
+    lengths are measured on; ``timed``: how many are answered one at a time; ``served``: how many the mentor gets as a
+    server. ``peer``: a model of the intern's size that was taught what the mentor was, where there is one."""
 
     mentor: str
     intern: str
@@ -60,7 +65,8 @@ class TandemProfile(Profile):
     lengths: tuple[int, ...]
     limit: int
     timed: int = 20
-    sizes: tuple[float, float] | None = None
+    served: int = 20
+    peer: str | None = None
     transport: str = "prompt"
     kind: str = "mlp"
 
@@ -71,6 +77,7 @@ QUICK = TandemProfile(
     seeds=3,
     mentor="tiny:mentor",
     intern="tiny:intern",
+    peer="tiny:apprentice",
     questions="chaincalc",
     tuning=500,
     test=500,
@@ -80,7 +87,6 @@ QUICK = TandemProfile(
     lengths=(2, 4, 8, 16, 24, 32, 40, 48, 64),
     limit=200,
     transport="continuation",
-    sizes=(32e9, 7e9),
 )
 FULL = replace(
     QUICK,
@@ -91,6 +97,7 @@ FULL = replace(
     test=5000,
     controls=1500,
     timed=60,
+    served=100,
 )
 PAPER = replace(
     FULL,
@@ -110,6 +117,7 @@ PAPER = replace(
     ),
     mentor="hf:deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
     intern="hf:deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+    peer=None,
     questions="EleutherAI/hendrycks_math",
     tuning=7500,
     test=5000,
@@ -119,7 +127,6 @@ PAPER = replace(
     lengths=(50, 100, 200, 300, 500, 1000),
     limit=4096,
     transport="prompt",
-    sizes=None,
     kind="dropout-mlp",
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
@@ -339,9 +346,7 @@ class Lab:
         limits = {"mentor_tokens": self.profile.limit, "intern_tokens": self.profile.limit, "force_tokens": 8}
         if self.profile.questions != "chaincalc":
             limits["force_tokens"] = 2048
-        table = collect(questions, self.mentor, self.intern, budgets, **limits | options)
-        mentor, intern = self.profile.sizes or (table.theta_mentor, table.theta_intern)
-        return replace(table, theta_mentor=mentor, theta_intern=intern)
+        return collect(questions, self.mentor, self.intern, budgets, **limits | options)
 
     @cached_property
     def tuning(self) -> Table:
@@ -352,6 +357,15 @@ class Lab:
     def test(self) -> Table:
         """The questions that nothing is tuned on."""
         return self.collect(self.questions, self.profile.budgets, force=self.profile.forced)
+
+    @cached_property
+    def peer(self) -> np.ndarray:
+        """``[n]``: does the peer answer the test questions alone?"""
+        p = self.profile
+        starts = [self.format.alone(q) or self.format.mentor(q) for q in self.questions]
+        asked = [GenRequest(x.prompt, x.prefill, p.limit, self.format.mentor_stop) for x in starts]
+        told = zip(self.questions, starts, self._load(p.peer).generate(asked))
+        return np.array([self.format.correct(q, start.prefill + result.text) for q, start, result in told], float)
 
     def tuned(self, seed: int) -> Tuned:
         """Fits and tunes one seed, once."""
@@ -410,24 +424,31 @@ class Lab:
         return self.questions[int(np.argmax(self.test.alone_correct & ~self.test.correct[:, 0]))]
 
     def alone(self) -> dict[str, Interval]:
-        """Accuracy, percent, of both models alone and of the intern at each fixed level."""
+        """Accuracy, percent, of both models alone, of the intern at each fixed level, and of the peer alone."""
         t = self.test
         rows = {"intern alone": t.correct[:, 0]}
         rows |= {f"level {k}, {b} mentor tokens": t.correct[:, k] for k, b in enumerate(self.profile.budgets, 1)}
+        if self.profile.peer:
+            rows["apprentice alone"] = self.peer
         return {name: points(right) for name, right in (rows | {"mentor alone": t.alone_correct}).items()}
 
     def gate(self) -> dict[str, Interval]:
         """What the claims require: skill over the commonest answer, the mentor's lead, and few answers for which the
-        limit was too short (``cut_short``). ``truncated`` counts those as well that never end."""
+        limit was too short (``cut_short``). ``truncated`` counts those as well that never end. Where there is a peer,
+        the lead in two parts: what size makes (mentor minus peer) and what teaching makes (peer minus intern)."""
         t = self.test
         chance = np.array([q.gold == commonest(self.questions) for q in self.questions], float)
         cut = np.concatenate([t.truncated, t.alone_truncated[:, None]], 1).mean(1)
+        parts = {}
+        if self.profile.peer:
+            parts = {"gap_of_size": t.alone_correct - self.peer, "gap_of_teaching": self.peer - t.correct[:, 0]}
         return {
             "skill_mentor": points(t.alone_correct - chance),
             "skill_intern": points(t.correct[:, 0] - chance),
             "gap_mentor_intern": points(t.alone_correct.astype(float) - t.correct[:, 0]),
             "truncated": points(cut),
             "cut_short": points(self.cut_short().mean(1)),
+            **{name: points(part) for name, part in parts.items()},
         }
 
     def cut_short(self) -> np.ndarray:
@@ -504,11 +525,14 @@ class Lab:
 
     def classifier(self) -> dict[str, Interval | None]:
         """Claim T14: AUC within each stage, and over what needs no insight; bootstrap over questions and seeds. None
-        where the AUC is undefined: at a stage whose answers are all right or all wrong."""
+        at a stage with fewer than ``RARE`` right or wrong answers, which the differences leave out."""
         t, tuned = self.test, [self.tuned(s) for s in self.seeds]
+        right = t.correct[:, 1:].sum(0)
+        enough = np.minimum(right, len(t.qid) - right) >= RARE
 
         def within(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            return np.array([router_data.auc(scores[rows, k], t.correct[rows, k]) for k in range(1, t.stages + 1)])
+            stages = zip(scores[rows, 1:].T, t.correct[rows, 1:].T, enough)
+            return np.array([router_data.auc(s, y) if fine else np.nan for s, y, fine in stages])
 
         rng, n = np.random.default_rng(0), len(t.qid)
         names = [f"auc_stage_{k}" for k in range(1, t.stages + 1)]
@@ -516,12 +540,14 @@ class Lab:
 
         def once(rows: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
             own = np.mean([within(tuned[s].scores, rows) for s in seeds], 0)
-            less = [
-                own.mean() - np.mean([within(tuned[s].others[other], rows).mean() for s in seeds])
+            others = [
+                np.mean([within(tuned[s].others[other], rows) for s in seeds], 0)
                 for other in ("question only", "lengths only")
             ]
-            return np.array([*own, *less])
+            return np.array([*own, *((own - other)[enough].sum() / enough.sum() for other in others)])
 
+        if not enough.any():
+            return dict.fromkeys(names)
         mean = once(np.arange(n), self.seeds)
         drawn = np.array([once(rng.integers(0, n, n), rng.integers(0, len(tuned), len(tuned))) for _ in range(200)])
         found: dict[str, Interval | None] = {}
@@ -602,12 +628,48 @@ class Lab:
             "structure_minus_unstructured": points(t.correct[:, -1].astype(float) - right["unstructured"][:, 1]),
         }
 
-    def insights(self, questions: Sequence[Question], budget: int) -> list[str]:
-        """What the mentor writes within a budget."""
+    def leaks(self) -> dict[str, Interval]:
+        """Share of the last insights that hold the answer, percent, and what the last level gains over no insight where
+        they do not, points."""
+        t = self.test
+        clean = ~t.leak[:, -1]
+        gain = t.correct[clean, -1].astype(float) - t.correct[clean, 0]
+        return {"leak_share": points(t.leak[:, -1])} | ({"gain_without_leak": points(gain)} if clean.any() else {})
+
+    def served(self) -> dict[str, Interval] | str:
+        """Claim T10: the mentor behind a server (``transformers serve``) on this machine, which gives text only: on how
+        many of the first ``served`` test questions its last insight, or the intern's answer to it, is another one than
+        with the mentor in this process; and the gain over the intern alone. A sentence where there is no server."""
+        p, asked = self.profile, self.questions[: self.profile.served]
+        kind, _, place = p.mentor.partition(":")
+        folder = tiny.path(place) if kind == "tiny" else Path(place).expanduser()
+        if not folder.is_dir():
+            return f"only a checkpoint in a folder is served here, not {p.mentor}"
+        try:
+            with serving(folder) as url:
+                options = {"tokenizer": folder, "n_params": self.mentor.n_params, "context": self.mentor.context}
+                texts = self.insights(asked, p.budgets[-1], models.load(url, cache=False, **options))
+        except ModelError as error:
+            return str(error)
+        answers = []
+        for given in (texts, self.insights(asked, p.budgets[-1])):
+            prompts = [self.format.intern(q, text, p.transport) for q, text in zip(asked, given)]
+            wanted = [GenRequest(x.prompt, x.prefill, p.limit, self.format.intern_stop) for x in prompts]
+            told = zip(given, prompts, self.intern.generate(wanted))
+            answers.append([(text, prompt.prefill + result.text) for text, prompt, result in told])
+        right = [self.format.correct(q, text) for q, (_, text) in zip(asked, answers[0])]
+        alone = self.test.correct[: len(asked), 0]
+        return {
+            "http_differences": exact(sum(a != b for a, b in zip(*answers))),
+            "gain_http_mentor": points(np.array(right, float) - alone),
+        }
+
+    def insights(self, questions: Sequence[Question], budget: int, mentor: LanguageModel | None = None) -> list[str]:
+        """What the mentor (or another one) writes within a budget."""
         stop = (*self.format.insight_end, *self.format.mentor_stop)
         prompts = [self.format.mentor(q) for q in questions]
         requests = [GenRequest(p.prompt, p.prefill, budget, stop, thinking=p.thinking) for p in prompts]
-        return [result.text for result in self.mentor.generate(requests)]
+        return [result.text for result in (mentor or self.mentor).generate(requests)]
 
     def _filler(self, question: Question, insight: str) -> str:
         word = " ;" if self.profile.questions == "chaincalc" else " ..."
@@ -627,10 +689,9 @@ class Lab:
     def description(self) -> str:
         """Which models, how large, and how many questions."""
         p = self.profile
-        counted = "" if p.sizes is None else f" Costs are counted for {p.sizes[0]:.3g} and {p.sizes[1]:.3g} parameters."
         return (
             f"Mentor {self.mentor.name} with {self.mentor.n_params:,} parameters (embeddings not counted), intern "
-            f"{self.intern.name} with {self.intern.n_params:,}.{counted} {p.tuning} questions to fit and tune on, "
+            f"{self.intern.name} with {self.intern.n_params:,}. {p.tuning} questions to fit and tune on, "
             f"{p.test} to test on; budgets of {', '.join(map(str, p.budgets))} mentor tokens; {p.seeds} seeds of the "
             "classifier."
         )
@@ -655,7 +716,6 @@ class Lab:
         names |= dict.fromkeys(("gap_cross_family", "gain_cross_family"), "no mentor of another family is committed")
         sizes = "interns of three sizes are not committed"
         names |= dict.fromkeys(("gain_medium_minus_small", "gain_medium_minus_large"), sizes)
-        names |= dict.fromkeys(("http_differences", "gain_http_mentor"), "this run starts no server")
         names["humaneval_tandem_minus_fixed"] = "HumanEval is not part of this run"
         return names
 

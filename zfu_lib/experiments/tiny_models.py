@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
 
+from zfu_lib.data.worlds.problem import prompt, solution
 from zfu_lib.lm import recipes, tiny
-from zfu_lib.lm.recipes import make
+from zfu_lib.lm.recipes import make, reasoning
 from zfu_lib.lm.recipes.base import Recipe
 from zfu_lib.lm.tokenizer import word_tokenizer
 from zfu_lib.lm.train import TrainLog, train
@@ -75,6 +78,17 @@ def again(name: str, steps: int) -> TrainLog:
     recipe = as_trained(recipes.recipe(name))
     model, tokenizer = make.build(recipe)
     return train(model, make.batches(recipe, tokenizer), recipe.train, until=steps)
+
+
+def at_birth(name: str, base: str) -> float:
+    """The largest difference between the logits of a model before its training and those of a committed one, on a
+    solved problem."""
+    model, tokenizer = make.build(as_trained(recipes.recipe(name)))
+    old = AutoModelForCausalLM.from_pretrained(tiny.path(base), dtype=torch.float32)
+    (problem,) = reasoning.problems(1, reasoning.HELD_OUT)
+    ids = tokenizer(prompt(problem) + solution(problem), return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return float((model(ids).logits - old(ids).logits).abs().max())
 
 
 def followed(name: str, log: TrainLog) -> tuple[dict[str, list[float]], dict[str, list[float]]]:

@@ -20,17 +20,24 @@ Keys are read from the environment when the first request is made, and appear in
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urldefrag, urlsplit
 
@@ -578,6 +585,55 @@ class ServerLM:
         if len(ids) != len(local["input_ids"]) or any(a not in (b, None) for a, b in zip(ids, local["input_ids"])):
             raise ModelError(f"the tokenizer given for {self.model} is not that of the server")
         return [end for _, end in local["offset_mapping"]]
+
+
+@contextmanager
+def serving(folder: Path, *, patience: float = 180.0) -> Iterator[str]:
+    """The checkpoint of a folder behind a ``transformers serve`` process on a free port of this machine.
+
+    Yields ``http://127.0.0.1:PORT#NAME``; the process ends with the context.
+
+    Args:
+        patience: seconds to wait for the server.
+
+    Raises:
+        ModelError: it ended or did not answer in time; the message has the last line that it said.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder.name]
+    command = [*serve, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with tempfile.TemporaryDirectory() as home, open(Path(home) / "log", "w+") as log:
+        quiet = os.environ | {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        (Path(home) / "hub").mkdir()
+        options = {"cwd": folder.parent, "env": quiet, "stdout": log, "stderr": log, "start_new_session": True}
+        process = subprocess.Popen(command, **options)
+        try:
+            end = time.monotonic() + patience
+            while not _healthy(port):
+                if process.poll() is not None or time.monotonic() > end:
+                    log.seek(0)
+                    said = (log.read().strip().splitlines() or ["nothing"])[-1]
+                    raise ModelError(
+                        f"transformers serve does not answer; it said last: {said[:300]}. "
+                        "It needs transformers[serving] (fastapi, uvicorn)"
+                    )
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}#{folder.name}"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _healthy(port: int) -> bool:
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def entropy_bounds(logprobs: Sequence[float], vocabulary: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Protocol
 from zfu_lib.lm.protocol import GenRequest, Message
 from zfu_lib.reasoning.sources import Statement, clean
 
-HEADINGS = ("suspects", "because", "better", "query", "notes", "s", "o", "a", "p")
+HEADINGS = ("suspects", "because", "better", "query", "notes", "covered", "s", "o", "a", "p")
 _HEADING = re.compile(rf"^[\s*#>-]*({'|'.join(HEADINGS)})\b[\s*]*:[ \t*]*(.*)$", re.IGNORECASE)
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
@@ -54,7 +54,14 @@ class Format(Protocol):
     def integrate(self, case: str, lists: Mapping[str, Sequence[str]]) -> GenRequest: ...
 
 
-STEPS = {"soap": "s", "plan": "query", "suspects": "suspects", "notes": "notes", "compare": "better"}
+STEPS = {
+    "soap": "s",
+    "plan": "query",
+    "suspects": "suspects",
+    "notes": "notes",
+    "compare": "better",
+    "judge": "covered",
+}
 
 
 class ChatFormat:
@@ -114,9 +121,20 @@ class ChatFormat:
         )
         return self._ask(task, case, self.LIST, read)
 
-    def _ask(self, task: str, case: str, form: str, read: Sequence[Statement] = ()) -> GenRequest:
+    def judge(self, statements: Sequence[str], reasoning: Sequence[str]) -> GenRequest:
+        """Which of the statements does a reasoning cover? (Recall of MedCaseReasoning.)"""
+        told = [f"{i}. {s}" for i, s in enumerate(statements, 1)]
+        task = (
+            "Below are numbered statements, then a reasoning. Which statements does the reasoning make, in any words?"
+        )
+        read = [Statement(s, "reasoning", "") for s in reasoning]
+        return self._ask(task, "\n".join(told), "Covered: their numbers; …, or none", read, head="Statements to find")
+
+    def _ask(
+        self, task: str, case: str, form: str, read: Sequence[Statement] = (), *, head: str = "Case"
+    ) -> GenRequest:
         lines = [f"[{s.source} {clean(s.ref)}] {clean(s.text)}" for s in read]
-        told = "\n".join(["Case:", "<data>", *map(clean, case.splitlines()), "</data>"])
+        told = "\n".join([f"{head}:", "<data>", *map(clean, case.splitlines()), "</data>"])
         if lines:
             told += "\n".join(["\nStatements:", "<data>", *lines, "</data>"])
         user = f"{task}\n{told}\nAnswer in this form:\n{form}"

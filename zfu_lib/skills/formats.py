@@ -3,18 +3,19 @@
 Every reader checks that a span's stored words are the slice of the text that its offsets name, and refuses what it
 would have to guess: an edge inside a token, an unknown tag, bytes that are not UTF-8.
 
-CoNLL has a BIO tag per token, JSON lines have tokens and code points, doccano, Label Studio and spaCy code points. All
-keep types; overlapping or nested spans of a source are refused.
+CoNLL has a tag per token (BIO is written; BIOES, BMES and BILOU are read too), JSON lines have tokens and code points,
+doccano, Label Studio and spaCy code points. All keep types; overlapping or nested spans of a source are refused.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from zfu_lib.skills.spans import Sentence, Span, SpanError, from_tags, is_character, to_tags, tokenize
+from zfu_lib.skills.spans import UNTYPED, Sentence, Span, SpanError, from_tags, is_character, to_tags, tokenize
 
 Unit = Literal["space", "character", "mixed"]
 
@@ -43,10 +44,11 @@ def from_conll(
 ) -> list[Sentence]:
     """Sentences of a CoNLL file: a token a line, columns separated by tabs (or spaces), a blank line after a sentence.
 
-    Lines that begin with ``###`` hold metadata of a posting and go to ``meta["posting"]``; an empty cell is ``O``.
+    Lines that begin with ``###`` hold metadata of a posting and go to ``meta["posting"]``; lines that begin with
+    ``-DOCSTART-`` begin a document and hold no token; an empty cell between tabs is ``O``.
 
     Args:
-        column: which column holds the tags; 0 is the token. SkillSpan has skills in 1, knowledge in 2.
+        column: which column holds the tags; 0 is the token, -1 the last one. SkillSpan has skills in 1, knowledge in 2.
         joiner: what the text has between tokens: a space, or nothing for characters.
         stray: see :func:`~zfu_lib.skills.spans.from_tags`.
 
@@ -74,34 +76,39 @@ def from_conll(
         if line.startswith("### "):
             close(number)
             posting = line[4:].strip()
-        elif not line.strip():
+        elif not line.strip() or line.startswith(DOCUMENT):
             close(number)
         else:
-            cells = line.split("\t") if "\t" in line else line.split(" ")
-            if len(cells) <= column:
+            cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
+            if not -len(cells) < column < len(cells):
                 raise SpanError(f"{name}, line {number}: {line!r} has no column {column}")
-            tokens.append(cells[0].replace(SPACE, " "))
+            tokens.append(" " if cells[0] == SPACE else cells[0])
             tags.append(cells[column].strip())
     close(len(lines) + 1)
     return found
 
 
 SPACE = "␣"
-"""Stands for a token that is white space in a CoNLL file."""
+"""Stands for a token that is a space in a CoNLL file; other white space stands for itself."""
+DOCUMENT = "-DOCSTART-"
+"""Begins the line before a document in files of CoNLL 2003."""
 
 
 def to_conll(sentences: Iterable[Sentence], *, typed: bool = True) -> str:
     """A token and its tag a line, separated by a tab, a blank line after each sentence.
 
     Raises:
-        SpanError: a token that the format cannot hold (a tab, a line break, three hashes and a space at its beginning).
+        SpanError: a token or type that the format cannot hold (a tab or line break, white space beside other letters,
+            the placeholder of a space, the mark of a document).
     """
     lines: list[str] = []
     for sentence in sentences:
         for token, tag in zip(sentence.tokens, to_tags(sentence, typed=typed), strict=True):
-            if token.strip() and any(letter.isspace() for letter in token) or SPACE in token or token in "\t\n\r":
-                raise SpanError(f"sentence {sentence.id!r}: token {token!r} cannot be a line of a CoNLL file")
-            lines.append(f"{token if token.strip() else SPACE}\t{tag}")
+            spaced = len(token) > 1 and any(letter.isspace() for letter in token)
+            broken = "\t" in token + tag or [token] != token.splitlines() or [tag] != tag.splitlines()
+            if spaced or broken or token == SPACE or token.startswith(DOCUMENT):
+                raise SpanError(f"sentence {sentence.id!r}: {token!r}, {tag!r} cannot be a line of a CoNLL file")
+            lines.append(f"{SPACE if token == ' ' else token}\t{tag}")
         lines.append("")
     return "\n".join(lines) + "\n"
 
@@ -110,7 +117,13 @@ def to_conll(sentences: Iterable[Sentence], *, typed: bool = True) -> str:
 
 
 def to_record(sentence: Sentence) -> dict[str, Any]:
-    """A sentence as one JSON object: tokens, text, spans in tokens and in code points with their words."""
+    """A sentence as one JSON object: tokens, text, spans in tokens and in code points with their words.
+
+    Raises:
+        SpanError: ``meta`` has a key that means something else here.
+    """
+    if taken := set(sentence.meta) & {"id", "tokens", "text", "spans"}:
+        raise SpanError(f"sentence {sentence.id!r}: meta has {', '.join(sorted(taken))}; give it another name")
     spans = []
     for span in sentence.spans:
         start, end = sentence.characters(span)
@@ -132,10 +145,15 @@ def from_record(record: Mapping[str, Any]) -> Sentence:
         SpanError: a field is missing, or a stored text is not the slice that its offsets name.
     """
     name = f"record {record.get('id', '?')!r}"
-    if missing := {"tokens", "spans"} - set(record):
-        raise SpanError(f"{name} has no {' and no '.join(sorted(missing))}")
+    for key in ("tokens", "spans"):
+        if not isinstance(record.get(key), list | tuple):
+            raise SpanError(f"{name}: {key!r} must be a list, there is {record.get(key)!r}")
+    if wrong := [t for t in record["tokens"] if not isinstance(t, str)]:
+        raise SpanError(f"{name}: {wrong[0]!r} is no token")
+    if wrong := [s for s in record["spans"] if not isinstance(s, Mapping) or not {"start", "end"} <= set(s)]:
+        raise SpanError(f"{name}: {wrong[0]!r} is no span with 'start' and 'end'")
     meta = {key: value for key, value in record.items() if key not in ("id", "tokens", "text", "spans")}
-    spans = tuple(Span(s["start"], s["end"], s.get("type", "Skill")) for s in record["spans"])
+    spans = tuple(Span(s["start"], s["end"], s.get("type", UNTYPED)) for s in record["spans"])
     sentence = Sentence(tuple(record["tokens"]), spans, record.get("text", ""), str(record.get("id", "")), meta)
     for stored in record["spans"]:
         span = Span(stored["start"], stored["end"])
@@ -180,7 +198,7 @@ def _records(text: str) -> Iterator[dict[str, Any]]:
 
 
 def of_text(
-    text: str, labels: Iterable[Sequence], *, unit: Unit | None = None, name: str = "", meta: Mapping[str, Any] = {}
+    text: str, labels: Sequence[Sequence], *, unit: Unit | None = None, name: str = "", meta: Mapping[str, Any] = {}
 ) -> Sentence:
     """A sentence from a text and ``(start, end, type)`` in code points.
 
@@ -189,8 +207,12 @@ def of_text(
             text with Chinese, Japanese or full-width letters, else ``space``.
 
     Raises:
-        SpanError: an empty text, an edge inside a token, overlapping labels.
+        SpanError: an empty text, a label that is no such triple, an edge inside a token, overlapping labels.
     """
+    for label in labels:
+        ok = isinstance(label, list | tuple) and len(label) == 3 and all(type(at) is int for at in label[:2])
+        if not ok:
+            raise SpanError(f"{name or text[:20]!r}: {label!r} is no label (start, end, type)")
     unit = unit or ("character" if any(map(is_character, text)) else "space")
     plain = Sentence(tokenize(text, unit), (), text, name, dict(meta))
     return plain.with_spans(plain.token_span(*label) for label in labels)
@@ -203,13 +225,21 @@ def to_doccano(sentence: Sentence) -> dict[str, Any]:
 
 
 def from_doccano(record: Mapping[str, Any], *, unit: Unit | None = None) -> Sentence:
-    """A line of doccano's export, with ``label`` (or ``labels``) or with ``entities``; see :func:`of_text`."""
+    """A line of doccano's export, with ``label`` (or ``labels``) or with ``entities``; see :func:`of_text`.
+
+    Raises:
+        SpanError: none of these fields, or more than one that is not empty; else as :func:`of_text`.
+    """
     text = _field(record, "text", "doccano")
-    if "entities" in record:
-        labels = [(e["start_offset"], e["end_offset"], e["label"]) for e in record["entities"]]
-    else:
-        labels = record.get("label", record.get("labels", []))
-    return of_text(text, labels, unit=unit, name=str(record.get("id", "")), meta=record.get("meta", {}))
+    kinds = [key for key in ("label", "labels", "entities") if isinstance(record.get(key), list)]
+    filled = [key for key in kinds if record[key]]
+    if not kinds or len(filled) > 1:
+        said = f"labels in {' and '.join(filled)}" if filled else "neither 'label' nor 'entities'"
+        raise SpanError(f"doccano: {text[:20]!r} has {said}; an unlabelled line has an empty list")
+    labels = record[filled[0]] if filled else []
+    if filled == ["entities"]:
+        labels = [tuple(e.get(key) for key in ("start_offset", "end_offset", "label")) for e in labels]
+    return of_text(text, labels, unit=unit, name=str(record.get("id", "")), meta=record.get("meta") or {})
 
 
 def to_label_studio(sentence: Sentence, *, from_name: str = "label", to_name: str = "text") -> dict[str, Any]:
@@ -224,28 +254,47 @@ def to_label_studio(sentence: Sentence, *, from_name: str = "label", to_name: st
 
 
 def from_label_studio(
-    task: Mapping[str, Any], *, to_name: str = "text", annotation: int = 0, unit: Unit | None = None
+    task: Mapping[str, Any],
+    *,
+    from_name: str = "label",
+    to_name: str = "text",
+    annotation: int = 0,
+    unit: Unit | None = None,
 ) -> Sentence:
-    """The sentence of one task of Label Studio's JSON export; see :func:`of_text`.
+    """The sentence of one task of Label Studio's export (JSON or JSON_MIN); see :func:`of_text`.
+
+    Choices, ratings and relations beside the labels, of the whole task or of a region, are left out.
+
+    Args:
+        from_name, to_name: names of the labels (in JSON_MIN) and of the text.
 
     Raises:
-        SpanError: no text, no such annotation, or words that are not the slice of their offsets.
+        SpanError: no text, no such annotation (a task that nobody annotated, or skipped, is no empty one), a region
+            without a label, or words that are not the slice of their offsets.
     """
-    data = _field(task, "data", "Label Studio")
+    if "data" not in task:  # JSON_MIN: the fields of data, and the regions under the name of the labels
+        regions = task.get(from_name)
+        made = [{"result": [{"id": n, "value": v} for n, v in enumerate(regions)]}] if regions is not None else []
+        task = {"data": task, "annotations": made}
+    data = task["data"]
     text = _field(data, to_name, "Label Studio's data")
+    name = str(data.get("id") or task.get("id") or "")
     made = task.get("annotations") or []
-    if annotation >= max(1, len(made)):
-        raise SpanError(f"task {data.get('id')!r} has {len(made)} annotations, not one numbered {annotation}")
+    if annotation >= len(made) or made[annotation].get("was_cancelled"):
+        raise SpanError(f"task {name!r} has {len(made)} annotations, not one numbered {annotation} that was submitted")
+    values = [(item.get("id"), item.get("value") or {}) for item in made[annotation].get("result", ())]
+    labelled = {region for region, value in values if value.get("labels")}
     labels = []
-    for item in made[annotation]["result"] if made else []:
-        value = item.get("value", {})
-        if "labels" not in value:
+    for region, value in values:
+        if "start" in value and region not in labelled:
+            raise SpanError(f"task {name!r}: a region without a label ({value}); only labels of plain text are read")
+        if not value.get("labels"):
             continue
-        start, end = value["start"], value["end"]
-        if "text" in value and value["text"] != text[start:end]:
-            raise SpanError(f"task {data.get('id')!r}: {value['text']!r} is stored for {text[start:end]!r}")
+        start, end = value.get("start"), value.get("end")
         labels += [(start, end, kind) for kind in value["labels"]]
-    return of_text(text, labels, unit=unit, name=str(data.get("id", "")), meta=data.get("meta", {}))
+        if "text" in value and isinstance(start, int) and value["text"] != text[start:end]:
+            raise SpanError(f"task {name!r}: {value['text']!r} is stored for {text[start:end]!r}")
+    return of_text(text, labels, unit=unit, name=name, meta=data.get("meta") or {})
 
 
 def to_spacy(sentence: Sentence) -> dict[str, Any]:
@@ -258,19 +307,28 @@ def to_spacy(sentence: Sentence) -> dict[str, Any]:
     return {"text": sentence.text, "ents": ents, "tokens": tokens}
 
 
-def from_spacy(doc: Mapping[str, Any], *, name: str = "") -> Sentence:
+def from_spacy(doc: Mapping[str, Any], *, name: str = "", group: str = "") -> Sentence:
     """The sentence of ``Doc.to_json()``. White-space tokens of spaCy are left out.
 
+    Args:
+        group: read the spans of this group (``doc.spans``) instead of the entities.
+
     Raises:
-        SpanError: an entity that does not begin and end with a token.
+        SpanError: a document without entities or that group (nobody annotated it), or one that does not begin and end
+            with a token.
     """
     text = _field(doc, "text", "spaCy")
+    marked = doc.get("spans", {}).get(group) if group else doc.get("ents")
+    if marked is None:
+        raise SpanError(f"spaCy: {text[:20]!r} has no {f'spans in group {group!r}' if group else 'entities set'}")
     cut = [text[t["start"] : t["end"]] for t in _field(doc, "tokens", "spaCy")]
     plain = Sentence(tuple(token for token in cut if token.strip()), (), text, name)
-    return plain.with_spans(plain.token_span(e["start"], e["end"], e["label"]) for e in doc.get("ents", []))
+    return plain.with_spans(plain.token_span(e["start"], e["end"], e["label"]) for e in marked)
 
 
 def _field(record: Mapping[str, Any], key: str, what: str) -> Any:
     if not record.get(key):
         raise SpanError(f"{what}: there is no {key!r} (fields: {', '.join(record) or 'none'})")
+    if key == "text" and not isinstance(record[key], str):
+        raise SpanError(f"{what}: 'text' is no text: {record[key]!r}")
     return record[key]

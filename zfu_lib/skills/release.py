@@ -48,7 +48,7 @@ def normal(text: str) -> str:
 def split_by_posting(
     sentences: Sequence[Sentence], *, shares: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, by: str = "source"
 ) -> dict[str, str]:
-    """Posting -> split, whole postings only, within each value of ``meta[by]`` alike.
+    """Posting -> split, whole postings only, within each value of ``meta[by]`` alike (to one posting).
 
     Raises:
         ReleaseError: a sentence without ``meta["posting"]``, or shares that are no three positive numbers.
@@ -60,13 +60,17 @@ def split_by_posting(
         if not sentence.meta.get("posting"):
             raise ReleaseError(f"sentence {sentence.id!r} names no posting; without it a split leaks")
         groups.setdefault(str(sentence.meta.get(by, "")), []).append(str(sentence.meta["posting"]))
-    found = {}
-    edges = np.cumsum(shares) / sum(shares)
+    share = np.array(shares) / sum(shares)
+    found: dict[str, str] = {}
+    count = np.zeros(3)
     for group in sorted(groups):
         postings = sorted(set(groups[group]))
-        order = np.random.default_rng((seed, 43)).permutation(len(postings))
-        for place, i in enumerate(order):
-            found[postings[i]] = SPLITS[int(np.searchsorted(edges, (place + 0.5) / len(postings)))]
+        for i in np.random.default_rng((seed, 43)).permutation(len(postings)):
+            # To the split that lacks most of its share so far, over all groups: small groups fill test and dev too.
+            lack = np.round(share * (count.sum() + 1) - count, 9)
+            part = 2 - int(lack[::-1].argmax())
+            count[part] += 1
+            found[postings[i]] = SPLITS[part]
     return found
 
 
@@ -74,7 +78,8 @@ def audit(sentences: Sequence[Sentence], split: Mapping[str, str] | None = None)
     """What a careful user would check: sizes, labels, suspicious ends, repeated texts, repeats across splits.
 
     ``ends_suspect`` is the share of spans whose last character is punctuation or a particle: an off-by-one writer
-    shows up as a large one. ``leaks`` lists training sentences whose normal text also stands in dev or test.
+    shows up as a large one. ``leaks`` lists sentences of train whose normal text also stands in dev or test, and
+    sentences of dev whose normal text also stands in test.
     """
     spans = [(s, span) for s in sentences for span in s.spans]
     bad_end = sum(is_punctuation(s.tokens[span.end - 1]) or s.tokens[span.end - 1] in PARTICLES for s, span in spans)
@@ -90,8 +95,9 @@ def audit(sentences: Sequence[Sentence], split: Mapping[str, str] | None = None)
         "repeated_texts": sum(n - 1 for n in texts.values()),
     }
     if split:
-        held = {normal(s.text) for s in sentences if split[s.id] != "train"}
-        found["leaks"] = [s.id for s in sentences if split[s.id] == "train" and normal(s.text) in held]
+        own = {part: {normal(s.text) for s in sentences if split[s.id] == part} for part in SPLITS}
+        held = {"train": own["dev"] | own["test"], "dev": own["test"], "test": set()}
+        found["leaks"] = [s.id for s in sentences if normal(s.text) in held[split[s.id]]]
     return found
 
 
@@ -108,8 +114,8 @@ def build(
 ) -> Release:
     """A release of annotated sentences.
 
-    Training sentences whose text (case, width, digits and punctuation aside) stands in dev or test are left out of
-    training; the card says how many and ``removed.json`` names each.
+    Sentences of train whose text (case, width, digits and punctuation aside) stands in dev or test, and sentences of
+    dev whose text stands in test, are left out; the card says how many and ``removed.json`` names each.
 
     Args:
         name: folder and file stem; a synthetic release's begins with ``synth_``.
@@ -194,7 +200,8 @@ def _card(
 - Guideline: {guideline}
 - Licence: {licence}
 - Split: by posting, stratified by source, {"/".join(f"{share:g}" for share in shares)}, seed {seed}. \
-{found["removed"]} training sentences whose text also stands in dev or test were left out (`removed.json`).
+{found["removed"]} sentences of train that also stand in dev or test, or of dev that also stand in test, were left out \
+(`removed.json`).
 - Spans whose last character is punctuation or a particle: {found["ends_suspect"]:.2%}.
 
 | split | sentences | postings | mean characters | spans per sentence | {" | ".join(LABELS)} |

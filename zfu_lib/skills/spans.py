@@ -8,6 +8,7 @@ nothing). Its spans are disjoint ``(start, end, type)`` in tokens. The same span
 from __future__ import annotations
 
 import functools
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -117,9 +118,9 @@ def checked(spans: Iterable[Span | Sequence], n: int, name: str = "sentence") ->
     """``spans`` sorted, if they are disjoint and inside ``n`` tokens.
 
     Raises:
-        SpanError: otherwise.
+        SpanError: otherwise, and where edges are no whole numbers or a type is no word.
     """
-    found = sorted(Span(*span) for span in spans)
+    found = sorted(_span(span, name) for span in spans)
     for span in found:
         if not 0 <= span.start < span.end <= n:
             raise SpanError(f"{name}: {span} is empty or leaves its {n} tokens (ends are exclusive)")
@@ -127,6 +128,17 @@ def checked(spans: Iterable[Span | Sequence], n: int, name: str = "sentence") ->
         if b.start < a.end:
             raise SpanError(f"{name}: {a} and {b} overlap; spans here are flat, keep one of them")
     return tuple(found)
+
+
+def _span(span: Span | Sequence, name: str) -> Span:
+    try:
+        start, end, kind = Span(*span)
+        made = Span(operator.index(start), operator.index(end), kind)
+    except TypeError:
+        made = Span(0, 0, "")
+    if not isinstance(made.type, str) or not made.type.strip():
+        raise SpanError(f"{name}: {span!r} is no span (whole numbers for start and end, a word for the type)")
+    return made
 
 
 # BIO tags.
@@ -142,10 +154,11 @@ def to_tags(sentence: Sentence, *, typed: bool = True) -> list[str]:
 
 
 def from_tags(tags: Sequence[str], *, stray: Literal["open", "drop"] = "open") -> list[Span]:
-    """Spans of BIO tags.
+    """Spans of BIO tags (IOB1 and IOB2), or of tags that also mark ends and single tokens (BIOES, BMES, BILOU).
 
     Args:
-        tags: ``O`` (or an empty cell), ``B``, ``I``, alone or with ``-TYPE``.
+        tags: ``O`` (or an empty cell), ``B``, ``I``, alone or with ``-TYPE``; ``M`` is read as ``I``, ``E`` and ``L``
+            as the last ``I`` of a span, ``S`` and ``U`` as a ``B`` that is a whole span.
         stray: what an ``I`` does that follows no tag of its type: ``open`` begins a span there, as conlleval and
             seqeval do by default; ``drop`` ignores it and what continues it, as strict IOB2 does.
 
@@ -161,19 +174,25 @@ def from_tags(tags: Sequence[str], *, stray: Literal["open", "drop"] = "open") -
                 start = -1
             continue
         prefix, _, own = tag.partition("-")
-        if prefix not in ("B", "I"):
-            raise SpanError(f"tag {i} is {tag!r}; expected O, B, I, B-TYPE or I-TYPE")
+        if prefix not in _BEGINS:
+            raise SpanError(f"tag {i} is {tag!r}; expected O, B, I, B-TYPE or I-TYPE (or E, S, M, L, U)")
         own = own or UNTYPED
-        if prefix == "I" and start >= 0 and own == kind:
-            continue
-        if start >= 0:
-            found.append(Span(start, i, kind))
+        if _BEGINS[prefix] or start < 0 or own != kind:
+            if start >= 0:
+                found.append(Span(start, i, kind))
+                start = -1
+            if _BEGINS[prefix] or stray == "open":
+                start, kind = i, own
+        if prefix in "ELSU" and start >= 0:
+            found.append(Span(start, i + 1, kind))
             start = -1
-        if prefix == "B" or stray == "open":
-            start, kind = i, own
     if start >= 0:
         found.append(Span(start, len(tags), kind))
     return found
+
+
+_BEGINS = {"B": True, "S": True, "U": True, "I": False, "M": False, "E": False, "L": False}
+"""Whether a tag begins a span; E, L, S and U also end one."""
 
 
 def stray_tags(tags: Sequence[str]) -> list[int]:

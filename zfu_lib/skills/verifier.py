@@ -177,7 +177,7 @@ def verify_list(sentence: Sentence, answer: str | Sequence[str], *, types: Colle
         counts[words] = counts.get(words, 0) + 1
         which = entry.get("occurrence", counts[words])
         found = occurrences(sentence, words)
-        if not isinstance(which, int) or not 1 <= which <= len(found):
+        if type(which) is not int or not 1 <= which <= len(found):
             errors.append(Problem("V7", number, f"{words!r} occurs {len(found)} times in the sentence, not {which}"))
         elif kind not in types:
             errors.append(Problem("V6", number, f"{words!r}: {kind!r} is not one of {', '.join(sorted(types))}"))
@@ -252,7 +252,8 @@ def repair(
             places = occurrences(sentence, reading.ink[opened.at : closed.at])
             if len(places) == 1 and kind in types and _has_content(sentence.tokens[slice(*places[0])]):
                 spans.append(Span(*places[0], kind))
-        return Checked(disjoint(spans), repairs=(*made, "r6"))
+        if spans:  # what marks nothing that can be found is no answer "there is no skill"
+            return Checked(disjoint(spans), repairs=(*made, "r6"))
     return replace(first, repairs=())
 
 

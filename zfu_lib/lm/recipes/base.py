@@ -36,7 +36,8 @@ class Recipe:
     recipe can begin with easy ones. ``evaluate(model, n)`` judges on held-out items, ``n`` for each score.
     ``minutes`` of training on one CPU core; ``committed`` recipes have their weights in the repository. ``words`` are
     those of its tokenizer: the shared ones, unless a family has its own. ``initialise`` changes the random weights, in
-    place and by torch's own random numbers, before training.
+    place and by torch's own random numbers, before training. ``base`` names the tiny model that the weights are grown
+    out of, if they are.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Recipe:
     committed: bool = True
     words: tuple[str, ...] = WORDS
     initialise: Callable[[PreTrainedModel], None] | None = None
+    base: str | None = None
 
 
 def llama(

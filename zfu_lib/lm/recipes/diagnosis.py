@@ -13,6 +13,7 @@ crude reader on purpose; the exact posterior is the ceiling it is held against.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -62,6 +63,11 @@ def frame(
     if between:
         lines.append(f"Between : {' ; '.join(between)}")
     return "\n".join([*lines, f"Mode : {mode}\n"])
+
+
+def tokens(text: str) -> int:
+    """Tokens of a text whose words the model knows, with the one that begins a text."""
+    return 1 + len(re.findall(r" ?[^\s]+|\s", text))
 
 
 def bearing(facts: Iterable[Fact], status: Mapping[str, str]) -> dict[str, list[Fact]]:

@@ -167,6 +167,7 @@ def _card(
     return {
         "name": recipe.name,
         "purpose": recipe.purpose,
+        **({"base": recipe.base} if recipe.base else {}),
         "architecture": dict(recipe.architecture),
         "parameters": model.num_parameters(),
         "non_embedding_parameters": non_embedding(model),
@@ -192,12 +193,13 @@ def _page(card: dict[str, Any]) -> str:
         chance = "" if score["chance"] is None else f"{100 * score['chance']:.1f}"
         share, low, high = (100 * x for x in (score["right"] / score["n"], score["low"], score["high"]))
         rows.append(f"| {score['name']} | {share:.1f} | {low:.1f} to {high:.1f} | {score['n']} | {chance} |")
+    begun = f"Grown out of {card['base']} and trained further" if "base" in card else "Trained from scratch"
     return f"""# {card["name"]}
 
 {card["purpose"]}
 
 {card["architecture"]["model_type"]} layout, {card["non_embedding_parameters"]:,} parameters without embeddings
-({card["parameters"]:,} with). Trained from scratch on generated texts: {card["training"]["steps"]:,} steps,
+({card["parameters"]:,} with). {begun} on generated texts: {card["training"]["steps"]:,} steps,
 {card["learnt_tokens"]:,} learnt tokens, {card["training_seconds"] / 60:.0f} minutes on {card["device"]},
 {card["date"]}.
 
