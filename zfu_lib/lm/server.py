@@ -589,7 +589,7 @@ class ServerLM:
 
 @contextmanager
 def serving(folder: Path, *, patience: float = 180.0) -> Iterator[str]:
-    """The checkpoint of a folder behind a ``transformers serve`` process on a free port of this machine.
+    """The checkpoint of a folder behind a ``transformers serve`` process on a free port of this machine, in float32.
 
     Yields ``http://127.0.0.1:PORT#NAME``; the process ends with the context.
 
@@ -603,7 +603,7 @@ def serving(folder: Path, *, patience: float = 180.0) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder.name]
-    command = [*serve, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command = [*serve, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with tempfile.TemporaryDirectory() as home, open(Path(home) / "log", "w+") as log:
         quiet = os.environ | {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         (Path(home) / "hub").mkdir()
