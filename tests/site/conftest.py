@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -166,10 +165,10 @@ Built = tuple[Path, dict[tuple[str, str], record.Record]]
 
 
 @pytest.fixture(scope="session")
-def built(executed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+def built(executed: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The built site and its records."""
     root = tmp_path_factory.mktemp("built") / "book"
     shutil.copytree(executed, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZFU_ROOT", str(root))
-        yield site.build("quick")
+        return site.build("quick")
