@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zfu_lib.data.worlds import chaincalc
+from zfu_lib.data.worlds import chaincalc, chronofacts, stackprog
 from zfu_lib.data.worlds.problem import aided, answer, own_solution, prompt, solution
 from zfu_lib.lm import models, recipes, tiny
 from zfu_lib.lm.protocol import GenRequest, GenResult
-from zfu_lib.lm.recipes import make, reasoning
+from zfu_lib.lm.recipes import make, reasoning, transfer
 from zfu_lib.lm.recipes.base import Score
 from zfu_lib.lm.recipes.words import WORDS
 from zfu_lib.lm.tokenizer import word_tokenizer
@@ -31,6 +31,11 @@ from zfu_lib.lm.train import IGNORED, CheckpointError, TrainConfig, train
 from zfu_lib.report import statistics
 
 RECIPES = recipes.recipes()
+SOLVERS = {
+    "chaincalc": lambda question: str(chaincalc.solve(question, modulus=reasoning.MODULUS)),
+    "stackprog": stackprog.solve,
+    "chronofacts": chronofacts.solve,
+}
 TOKENIZER = word_tokenizer(WORDS)
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
 
@@ -225,6 +230,65 @@ def test_an_intern_never_sees_a_long_chain_solved_without_insights():
     assert max(w.count("Planning") for w in longest) == 3
 
 
+def test_the_travelling_pair_reads_three_worlds_and_the_intern_no_long_problem_alone():
+    asked = {"mentor": Counter(), "intern": Counter()}
+    for name, seen in asked.items():
+        for read, written in RECIPES[f"{name}-worlds"].examples(3000, 1, 1.0):
+            question = read.partition("\n")[0].removeprefix("Problem : ")
+            if not read.endswith("Mode : think\n") or "\nHint :" in read:
+                continue
+            world = "stackprog" if "->" in question else "chronofacts" if " led " in question else "chaincalc"
+            world = "chronofacts" if "began first" in question else world
+            seen[world, written.count("Action")] += 1
+            assert answer(written) == SOLVERS[world](question)
+    for world, most in (("chaincalc", 2), ("stackprog", 1), ("chronofacts", 1)):
+        blocks = {name: {k for w, k in seen if w == world} for name, seen in asked.items()}
+        assert max(blocks["intern"]) == most
+        assert max(blocks["mentor"]) == 3
+
+
+def test_the_second_pairs_evaluation_draws_from_held_out_seeds_and_counts_right_answers(monkeypatch):
+    seeds, real = [], transfer.problems
+    monkeypatch.setattr(transfer, "problems", lambda w, n, seed: seeds.append(seed) or real(w, n, seed))
+
+    class Knows:
+        def generate(self, requests):
+            texts = [request.prompt.partition("\n")[0].removeprefix("Problem : ") for request in requests]
+            world = "stackprog" if "->" in texts[0] else "chronofacts" if " led " in texts[0] else "chaincalc"
+            return [GenResult(f"Answer : {SOLVERS[world](text)}\n", 1, 1, "stop") for text in texts]
+
+    assert all(score.right == score.n for score in transfer.evaluate(Knows(), 8))
+    assert min(seeds) >= reasoning.HELD_OUT
+
+
+def test_drills_of_the_worlds_are_true():
+    drills = [(r, w) for r, w in RECIPES["mentor-worlds"].examples(2000, 2, 1.0) if r.startswith("Action : ")]
+    plus = [(r, w) for r, w in drills if re.search(r"\d{4} [+-] \d+ =$", r)]
+    programs = [(r, w) for r, w in drills if re.search(r" (sort|reverse|take \d|keep \w+|times \d|add \d) =$", r)]
+    assert min(len(plus), len(programs)) > 50
+    for read, written in plus:
+        year, sign, n = read.split(" ")[-4:-1]
+        assert int(written) == int(year) + int(f"{sign}{n}")
+    for read, written in programs:
+        values, name = re.fullmatch(r"Action : ([\d ]+) (\D+(?: \d)?) =", read).groups()
+        made = stackprog.OPERATIONS[name](tuple(map(int, values.split())))
+        assert tuple(map(int, written.split())) == made
+
+
+def test_numbers_begin_on_a_line():
+    model, tokenizer = make.build(RECIPES["intern-worlds"])
+    table = model.get_input_embeddings().weight.detach()[:, 1:]
+    years = torch.nn.functional.normalize(table[tokenizer.convert_tokens_to_ids(list(map(str, range(1900, 2000))))])
+    alike = years @ years.T
+    neighbours = alike.diagonal(1)
+    assert neighbours.mean() > 3 * alike.triu(2)[alike.triu(2) != 0].mean()
+    assert 0.2 < neighbours.mean() < 0.8, "alike, and still to be told apart"
+    # Later or earlier can be read off along one direction.
+    x = torch.cat([years, torch.ones(100, 1)], 1)
+    fitted = x @ torch.linalg.solve(x.T @ x + 0.1 * torch.eye(x.shape[1]), x.T @ torch.arange(100.0))
+    assert torch.corrcoef(torch.stack([fitted, torch.arange(100.0)]))[0, 1] > 0.9
+
+
 # Each kind of example
 
 
@@ -232,7 +296,7 @@ def test_an_intern_never_sees_a_long_chain_solved_without_insights():
 def an_example(draw):
     levels = [draw(st.sampled_from(reasoning.LEVELS))]
     problem = reasoning.problems(1, draw(st.integers(0, 10_000)), levels=levels)[0]
-    return problem, reasoning._example(problem, np.random.default_rng(draw(st.integers(0, 10**9))))
+    return problem, reasoning.example(problem, np.random.default_rng(draw(st.integers(0, 10**9))), 5)
 
 
 def kind_of(problem, read):
@@ -271,7 +335,7 @@ def test_what_is_learnt_is_the_solution(made):
 def test_every_kind_occurs_as_often_as_it_should():
     rng = np.random.default_rng(0)
     drawn = reasoning.problems(3000, 0, levels=range(4, 5))
-    kinds = Counter(kind_of(p, reasoning._example(p, rng)[0]) for p in drawn)
+    kinds = Counter(kind_of(p, reasoning.example(p, rng, 5)[0]) for p in drawn)
     think = 0.42 * 0.95
     expected = {"think": think * 0.9, "brief": think * 0.1, "direct": 0.42 * 0.05, "insights": 0.13, "continued": 0.15}
     for kind, share in (expected | {"aided": 0.2, "hint": 0.1}).items():
@@ -281,7 +345,7 @@ def test_every_kind_occurs_as_often_as_it_should():
 def test_a_wrong_value_in_insights_is_corrected_in_what_is_learnt():
     rng, wrong, total = np.random.default_rng(1), 0, 0
     for p in reasoning.problems(4000, 1, levels=range(3, 6)):
-        read, written = reasoning._example(p, rng)
+        read, written = reasoning.example(p, rng, 5)
         if kind_of(p, read) != "aided":
             continue
         insights = read.partition("\nInsights :\n")[2].removesuffix("\nMode : solution\n")
@@ -330,7 +394,7 @@ def test_a_drill_is_one_operation():
 def test_a_recall_tells_every_definition_once():
     rng = np.random.default_rng(0)
     for problem in reasoning.problems(50, 3):
-        read, written = reasoning._recall(problem, rng)
+        read, written = reasoning.recall(problem, rng)
         facts = problem.question.split(" ; ")[:-1]
         assert sorted(written.strip().split(" ; ")) == sorted(facts)
         assert asked(read) == " ; ".join(facts)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zfu_lib.lm.recipes.base import Recipe
 
-FAMILIES = ("reasoning", "merging", "editing", "temporal", "diagnosis")
+FAMILIES = ("reasoning", "transfer", "merging", "editing", "temporal", "diagnosis")
 
 
 def recipes() -> dict[str, Recipe]:

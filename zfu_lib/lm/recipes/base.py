@@ -13,8 +13,8 @@ from zfu_lib.lm.train import TrainConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Example = tuple[str, str]
-"""What is read, and what should be written after it; only the second is learnt."""
+Example = tuple[str, ...]
+"""What is read, what should be written after it, and so on by turns; only what is written is learnt."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Recipe:
     ``minutes`` of training on one CPU core; ``committed`` recipes have their weights in the repository. ``words`` are
     those of its tokenizer: the shared ones, unless a family has its own. ``initialise`` changes the random weights, in
     place and by torch's own random numbers, before training. ``base`` names the tiny model that the weights are grown
-    out of, if they are.
+    out of, if they are. ``short``: texts of which at most so many tokens are learnt have batches of their own, for in
+    one batch every learnt token counts the same and a long answer would outweigh them.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Recipe:
     words: tuple[str, ...] = WORDS
     initialise: Callable[[PreTrainedModel], None] | None = None
     base: str | None = None
+    short: int = 0
 
 
 def llama(

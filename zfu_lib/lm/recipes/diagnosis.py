@@ -22,7 +22,7 @@ from zfu_lib.data.worlds import clinic
 from zfu_lib.data.worlds.clinic import ClinicCase, Mention
 from zfu_lib.lm.protocol import GenRequest, LanguageModel
 from zfu_lib.lm.recipes.base import Example, Recipe, Score, llama
-from zfu_lib.lm.recipes.reasoning import look_up_head
+from zfu_lib.lm.recipes.initial import look_up_head
 from zfu_lib.lm.train import TrainConfig
 
 CONTEXT = 320

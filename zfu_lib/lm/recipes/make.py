@@ -11,12 +11,13 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from zfu_lib.lm.recipes.base import Recipe
+from zfu_lib.lm.recipes.base import Example, Recipe
 from zfu_lib.lm.tokenizer import word_tokenizer
 from zfu_lib.lm.train import IGNORED, BatchFn, TrainLog, train
 from zfu_lib.report.record import write_atomically
@@ -72,26 +73,34 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> BatchFn:
     """
     rows, steps, longest = recipe.train.batch_size, recipe.train.steps, recipe.train.seq_len
 
-    def encoded(examples: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
-        read, written = (tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in zip(*examples))
-        return [([tokenizer.bos_token_id, *a, *b, tokenizer.eos_token_id], 1 + len(a)) for a, b in zip(read, written)]
+    def encoded(examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
+        """Tokens of each example, and what each should have been told beforehand (``IGNORED`` where it is read)."""
+        parts = iter(tokenizer([part for example in examples for part in example], add_special_tokens=False).input_ids)
+        made = []
+        for example in examples:
+            ids, targets = [tokenizer.bos_token_id], [IGNORED]
+            for turn, part in enumerate(itertools.islice(parts, len(example))):
+                ids += part
+                targets += part if turn % 2 else [IGNORED] * len(part)
+            made.append(([*ids, tokenizer.eos_token_id], [*targets, tokenizer.eos_token_id]))
+        return made
 
     @functools.lru_cache(maxsize=2)
     def pool(number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         seed = recipe.train.seed * 1_000_003 + number
-        texts = encoded(list(recipe.examples(POOL * rows, seed, number * POOL / steps)))
-        texts.sort(key=lambda text: len(text[0]))
-        if len(texts[-1][0]) > longest + 1:
-            raise ValueError(f"{recipe.name}: an example has {len(texts[-1][0])} tokens, more than seq_len {longest}")
+        texts = encoded(recipe.examples(POOL * rows, seed, number * POOL / steps))
+        texts.sort(key=lambda text: (len(text[1]) - text[1].count(IGNORED) > recipe.short, len(text[0])))
+        if (most := max(len(ids) for ids, _ in texts)) > longest + 1:
+            raise ValueError(f"{recipe.name}: an example has {most} tokens, more than seq_len {longest}")
         made = []
         for k in np.random.default_rng(seed).permutation(POOL):
             part = texts[k * rows : (k + 1) * rows]
-            ids = torch.full((rows, len(part[-1][0])), tokenizer.pad_token_id)
+            ids = torch.full((rows, max(len(ids) for ids, _ in part)), tokenizer.pad_token_id)
             targets = torch.full_like(ids, IGNORED)
-            for i, (text, begin) in enumerate(part):
+            for i, (text, wanted) in enumerate(part):
                 ids[i, : len(text)] = torch.tensor(text)
-                targets[i, begin - 1 : len(text) - 1] = ids[i, begin : len(text)]
-            made.append((ids[:, :-1], targets[:, :-1]))
+                targets[i, : len(text)] = torch.tensor(wanted)
+            made.append((ids[:, :-1], targets[:, 1:]))
         return made
 
     return lambda step: pool(step // POOL)[step % POOL]

@@ -3,34 +3,31 @@
 Intern and apprentice are of one size and read the same kinds of text, but the intern sees chains of more than two steps
 only together with insights (``alone``): solutions and insights, solutions continued from insights that end anywhere,
 and solutions of their own beside insights or a hint, one tenth of them with a wrong value that the reader must not
-believe. The mentor is the apprentice made five times as large (:func:`grown`) and taught on.
+believe. The mentor is the apprentice made five times as large (:mod:`~zfu_lib.lm.recipes.initial`) and taught on. For
+a comparison there are a smaller and a larger intern. StackProg and ChronoFacts are not
+among the texts: :mod:`~zfu_lib.lm.recipes.transfer` teaches them.
 
 To look up a name a transformer first has to learn to match it with an earlier place where it stood ("induction").
 On one CPU core that took longer than all the rest: models of the intern's size with random weights had not learnt it
-after a minute of nothing else, so they are not born random. :func:`look_up_head` builds it into one head of the first
-two layers; from there it is trained like every other weight. It survives only if many texts at first tell definitions
-again: in a pilot with less than half as many, models of both sizes had lost it, and the time did not reach for a longer
-one of the mentor's size, hence the growing. StackProg and ChronoFacts are not among the texts: the time did not reach
-for them.
+after a minute of nothing else, so they are not born random. A head for it is built into the first two layers; from
+there it is trained like every other weight. It survives only if many texts at first tell definitions again: in a pilot
+with less than half as many, models of both sizes had lost it, and the time did not reach for a longer one of the
+mentor's size, hence the growing.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
-from transformers import PreTrainedModel
 
 from zfu_lib.data.worlds import chaincalc
 from zfu_lib.data.worlds.problem import Problem, aided, answer, own_solution, prompt, solution
-from zfu_lib.lm import tiny
 from zfu_lib.lm.protocol import GenRequest, LanguageModel
 from zfu_lib.lm.recipes.base import Example, Recipe, Score, llama
+from zfu_lib.lm.recipes.initial import grown, look_up_head
 from zfu_lib.lm.train import TrainConfig
 
 MODULUS = 7
@@ -65,7 +62,7 @@ def examples(n: int, seed: int, progress: float, *, alone: int = LEVELS[-1]) -> 
         if rng.random() < DRILLS:
             made.append(_drill(rng))
         else:
-            made.append(_recall(problem, rng) if rng.random() < again else _example(problem, rng, alone))
+            made.append(recall(problem, rng) if rng.random() < again else example(problem, rng, alone))
     return made
 
 
@@ -79,27 +76,29 @@ def evaluate(model: LanguageModel, n: int) -> list[Score]:
     asked = problems(n, HELD_OUT)
     answers = [problem.answer for problem in asked]
     chance = max(map(answers.count, set(answers))) / n
-    scores = [Score(mode, _right(model, asked, [prompt(p, mode) for p in asked]), n, chance) for mode in MODES]
+    scores = [Score(mode, right(model, asked, [prompt(p, mode) for p in asked]), n, chance) for mode in MODES]
     insights = [solution(p, "insights") for p in asked]
     after = [prompt(p) + text for p, text in zip(asked, insights)]
     beside = [aided(p.question, text) for p, text in zip(asked, insights)]
     for name, texts in (("after true insights", after), ("beside true insights", beside)):
-        scores.append(Score(name, _right(model, asked, texts), n, chance))
+        scores.append(Score(name, right(model, asked, texts), n, chance))
     for level in LEVELS:
         chains = problems(n // 2, HELD_OUT + level, levels=range(level, level + 1))
-        scores.append(Score(f"chain of {level}", _right(model, chains, list(map(prompt, chains))), n // 2))
+        scores.append(Score(f"chain of {level}", right(model, chains, list(map(prompt, chains))), n // 2))
     return scores
 
 
 MODES = ("think", "brief", "direct")
 
 
-def _right(model: LanguageModel, problems: list[Problem], texts: list[str]) -> int:
+def right(model: LanguageModel, problems: list[Problem], texts: list[str]) -> int:
+    """How many of the problems are answered after these texts."""
     results = model.generate([GenRequest(text, max_tokens=200) for text in texts])
     return sum(answer(r.text) == p.answer for r, p in zip(results, problems))
 
 
-def _example(problem: Problem, rng: np.random.Generator, alone: int = LEVELS[-1]) -> Example:
+def example(problem: Problem, rng: np.random.Generator, alone: int) -> Example:
+    """A solution, insights, or a solution with insights given; problems above level ``alone`` never unaided."""
     kind = rng.choice(5, p=(0.42, 0.13, 0.15, 0.2, 0.1))
     if kind in (0, 1) and problem.level > alone:
         kind = 3
@@ -133,11 +132,13 @@ def _spoilt(insights: str, rng: np.random.Generator) -> str:
     if not results:
         return insights
     chosen = results[rng.integers(len(results))]
-    wrong = (int(chosen[0]) + rng.integers(1, MODULUS)) % MODULUS
+    wrong = int(chosen[0]) + rng.integers(1, MODULUS)
+    wrong = wrong % MODULUS if int(chosen[0]) < MODULUS else wrong
     return f"{insights[: chosen.start()]}{wrong}{insights[chosen.end() :]}"
 
 
-def _recall(problem: Problem, rng: np.random.Generator) -> Example:
+def recall(problem: Problem, rng: np.random.Generator) -> Example:
+    """The facts of a question, told again in another order."""
     facts = problem.question.split(" ; ")[:-1]
     told = " ; ".join(facts[i] for i in rng.permutation(len(facts)))
     return f"Problem : {' ; '.join(facts)}\nMode : recall\n", f"{told}\n"
@@ -147,72 +148,25 @@ def _drill(rng: np.random.Generator) -> Example:
     a, b = int(rng.integers(MODULUS)), int(rng.integers(1, MODULUS))
     sign = tuple(chaincalc.OPERATIONS)[rng.integers(len(chaincalc.OPERATIONS))]
     name = chaincalc.NAMES[rng.integers(len(chaincalc.NAMES))]
+    return operation(name, a, sign, b)
+
+
+def operation(name: str, a: int, sign: str, b: int) -> Example:
+    """One operation and its result."""
     return f"Action : {name} = {a} {sign}{b} =", f" {chaincalc.OPERATIONS[sign](a, b) % MODULUS}\n"
 
 
-@torch.no_grad()
-def look_up_head(model: PreTrainedModel) -> None:
-    """Builds "what came after this word before?" into the first head of the first two layers of a Llama.
-
-    The first layer's looks one token back: a constant in every embedding (entry 0) is turned into queries and keys on
-    the quickly turning pairs of the rotary embedding, whose scores peak there. It writes what it finds on directions of
-    its own. The second layer's compares the current word with those directions, on the slowly turning pairs, which
-    hardly depend on distance, and copies the word that it finds to the output. The four sizes were chosen by trying on
-    random pairs of words, three times.
-    """
-    sharp, constant, match, copy = 12.0, 0.4, 12.0, 3.0
-    config, table = model.config, model.get_input_embeddings().weight
-    width = config.hidden_size
-    head = width // config.num_attention_heads
-    turns = config.rope_parameters["rope_theta"] ** (-2 * torch.arange(head // 2) / head)
-    fast, slow = int((turns > 0.2).sum()), torch.nonzero(turns < 0.02).flatten()
-    slow = torch.cat([slow, slow + head // 2])
-    norm = (table[:, 1:].std() ** 2 + constant**2 / width) ** 0.5
-    table[:, 0] = constant
-    first, second = (layer.self_attn for layer in model.model.layers[:2])
-    for projection in (first.q_proj, first.k_proj, second.q_proj, second.k_proj):
-        projection.weight[:head] = 0
-
-    size = (sharp * head**0.5 / (1 - turns.cos()).sum()) ** 0.5 * norm / constant
-    first.k_proj.weight[:fast, 0] = size
-    first.q_proj.weight[:fast, 0] = size * turns[:fast].cos()
-    first.q_proj.weight[head // 2 : head // 2 + fast, 0] = -size * turns[:fast].sin()
-    read, written, copied = (torch.zeros(head, width) for _ in range(3))
-    for rows in (read, written, copied):
-        rows[:, 1:] = torch.linalg.qr(torch.randn(width - 1, head))[0].T
-    first.v_proj.weight[:head] = read
-    first.o_proj.weight[:, :head] = 0.8 * norm * written.T
-
-    size = (match * head**0.5 / len(slow)) ** 0.5 * norm / table[:, 1:].std()
-    second.q_proj.weight[slow] = size * read[: len(slow)]
-    second.k_proj.weight[slow] = size * written[: len(slow)]
-    second.v_proj.weight[:head] = copied
-    second.o_proj.weight[:, :head] = copy * norm * copied.T
-
-
-def grown(base: str) -> Callable[[PreTrainedModel], None]:
-    """Makes a wider and deeper Llama out of a tiny model, which at first says exactly what that one says.
-
-    The new coordinates of the residual stream begin at zero: nothing old or new writes into them, and new heads, hidden
-    units and layers write nothing, while all that reads is random. A norm over more coordinates of which the new ones
-    are zero is larger by the root of the ratio of widths, which its weights take back.
-    """
-
-    @torch.no_grad()
-    def initialise(model: PreTrainedModel) -> None:
-        old = load_file(tiny.path(base) / "model.safetensors")
-        scale = (len(old["model.norm.weight"]) / model.config.hidden_size) ** 0.5
-        for name, p in model.named_parameters():
-            if name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight")):
-                p.zero_()
-            if p.ndim == 1:
-                p.fill_(scale)
-                p[: len(old.get(name, ()))] *= old.get(name, 1.0)
-            elif name in old:
-                rows, columns = old[name].shape
-                p[:rows, :columns] = old[name]
-
-    return initialise
+def layout(layers: int, width: int) -> dict[str, Any]:
+    """The Llama layout of the models that look things up."""
+    return llama(
+        width=width,
+        layers=layers,
+        heads=max(2, width // 32),
+        inner=64 * round(width * 8 / 3 / 64),
+        context=CONTEXT,
+        spread=0.02,
+        theta=1e6,
+    )
 
 
 def _recipe(
@@ -226,20 +180,11 @@ def _recipe(
     base: str | None = None,
     committed: bool = True,
 ) -> Recipe:
-    """The Llama layout; grown out of ``base``, or with a built-in look-up head."""
-    heads = max(2, width // 32)
+    """Grown out of ``base``, or with a built-in look-up head."""
     return Recipe(
         name=name,
         purpose=purpose,
-        architecture=llama(
-            width=width,
-            layers=layers,
-            heads=heads,
-            inner=64 * round(width * 8 / 3 / 64),
-            context=CONTEXT,
-            spread=0.02,
-            theta=1e6,
-        ),
+        architecture=layout(layers, width),
         train=TrainConfig(
             steps=1200 if base else 6000,
             batch_size=16,
@@ -262,9 +207,13 @@ def _recipe(
 APPRENTICE = "As large as the intern and taught every chain, as the mentor is, which grew out of it."
 INTERN = "The intern of the Tandem chapter: taught short chains alone."
 MENTOR = "The mentor of the Tandem chapter: the apprentice, made five times as large and taught on."
+SMALL = "As the intern, half as large."
+LARGE = "As the intern, made as large as the mentor and taught on."
 RECIPES = (
     _recipe("apprentice", APPRENTICE, 4, layers=2, width=64),
     _recipe("mentor", MENTOR, 4, layers=3, width=128, base="apprentice"),
     _recipe("intern", INTERN, 4, layers=2, width=64, alone=2),
+    _recipe("intern-small", SMALL, 4, layers=2, width=48, alone=2),
+    _recipe("intern-large", LARGE, 4, layers=3, width=128, alone=2, base="intern"),
     _recipe("mentor-large", "A larger mentor, for a GPU.", 120, layers=8, width=512, committed=False),
 )
