@@ -5,21 +5,27 @@ import contextlib
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zfu_lib.data import catalogue
 from zfu_lib.data.catalogue import DataError, State
+from zfu_lib.data.worlds import chaincalc
 from zfu_lib.data.worlds.problem import solution
 from zfu_lib.experiments import sandbox, tandem
+from zfu_lib.experiments import tandem_transfer as transfer
+from zfu_lib.experiments.tandem_transfer import Transfer
 from zfu_lib.lm import tiny
-from zfu_lib.lm.protocol import ModelError
+from zfu_lib.lm.protocol import GenResult, ModelError
 from zfu_lib.lm.recipes import reasoning
+from zfu_lib.lm.recipes import transfer as worlds
 from zfu_lib.lm.recipes.words import WORDS
 from zfu_lib.lm.tokenizer import byte_tokenizer, word_tokenizer
 from zfu_lib.reasoning import routing
@@ -50,7 +56,9 @@ def lab(tmp_path_factory):
     place, words = tmp_path_factory.mktemp("pair"), word_tokenizer(WORDS)
     mentor, intern = (random_model(place / name, words, k, k) for name, k in (("mentor", 2), ("intern", 1)))
     small = {"tuning": 24, "test": 20, "controls": 6, "limit": 24, "timed": 2, "lengths": (4, 20), "seeds": 2}
-    profile = replace(tandem.QUICK, mentor=mentor, intern=intern, peer=intern, budgets=(4, 8, 16), forced=(4,), **small)
+    models = {"mentor": mentor, "intern": intern, "peer": intern, "interns": (intern, mentor)}
+    models |= {"travellers": (mentor, intern)}
+    profile = replace(tandem.QUICK, budgets=(4, 8, 16), forced=(4,), **models, **small)
     return tandem.Lab(profile, cache=False, device="cpu")
 
 
@@ -71,6 +79,10 @@ def served_by(lab, mentor):
 def measured(lab):
     found = lab.gate() | lab.classifier() | lab.outcomes() | lab.savings() | lab.rivals() | lab.controls()
     found |= lab.brief() | {"latency_ratio": lab.latency(), "tandem_minus_random": lab.random_stop()}
+    found |= lab.sizes()
+    pair = Transfer(lab.profile, cache=False, device="cpu")
+    for world in lab.profile.worlds:
+        found |= pair.measure(world)
     return found | served_by(lab, lab.mentor)
 
 
@@ -106,6 +118,86 @@ def test_models_that_know_nothing_decide_no_claim(lab):
         if ".A" not in claim.id:
             verdict = verdicts.judge(claim, "quick", known, missing).verdict
             assert verdict in ("inconclusive", "cannot run here"), (claim.id, verdict)
+
+
+@pytest.fixture
+def pair(lab):
+    """The second pair, with outcomes that the features tell in one world and not in the other."""
+    made = Transfer(replace(lab.profile, tuning=150, test=120), cache=False, device="cpu")
+    rng = np.random.default_rng(0)
+    for world, sign in (("chaincalc", 1), ("stackprog", 1), ("chronofacts", -1)):
+        for part in ("tuning", "test"):
+            t = made.table(world, part)
+            features = rng.normal(size=t.features.shape)
+            right = sign * features[..., 0] + 0.3 * rng.normal(size=t.correct.shape) > 0
+            made._tables[world, part] = replace(t, features=features, correct=right)
+    return made
+
+
+def test_what_travels_is_what_the_features_tell_in_both_worlds(pair):
+    same, turned = pair.measure("stackprog"), pair.measure("chronofacts")
+    assert same["auc_transfer_stackprog"].low > 0.8
+    assert same["auc_transfer_stackprog_over_stage_only"].low > 0.2
+    assert abs(same["auc_lost_stackprog"].mean) < 0.05
+    # Where the same features mean the opposite, a classifier from elsewhere is worse than a coin, a local one is not.
+    assert turned["auc_transfer_chronofacts"].high < 0.2
+    assert turned["auc_local_chronofacts"].low > 0.8
+    assert turned["auc_lost_chronofacts"].mean == pytest.approx(
+        turned["auc_local_chronofacts"].mean - turned["auc_transfer_chronofacts"].mean
+    )
+
+
+def test_a_travelling_classifier_has_seen_its_own_world_only(pair):
+    ids = {(w, part): set(pair.table(w, part).qid) for w in ("chaincalc", "stackprog") for part in ("tuning", "test")}
+    assert sum(map(len, ids.values())) == len(set().union(*ids.values()))
+    tuned = pair.tuned("chaincalc", "stackprog", 0)
+    assert set(pair.table("chaincalc", "tuning").qid[tuned.split.fit]) <= ids["chaincalc", "tuning"]
+    # Other outcomes in the new world change no score there.
+    t = pair.table("stackprog", "test")
+    pair._tables["stackprog", "test"] = replace(t, correct=~t.correct)
+    pair._tuned.clear()
+    np.testing.assert_array_equal(pair.tuned("chaincalc", "stackprog", 0).scores, tuned.scores)
+
+
+def test_an_auc_over_stages_is_that_of_scikit_learn(pair):
+    t = pair.table("stackprog", "test")
+    scores = np.random.default_rng(1).random(t.correct.shape)
+    expected = roc_auc_score(t.correct[:, 1:].ravel(), scores[:, 1:].ravel())
+    assert transfer.auc(t, [scores, scores]).mean == pytest.approx(expected)
+    assert transfer.auc(t, [scores], [scores]).mean == 0
+    assert transfer.auc(replace(t, correct=np.ones_like(t.correct)), [scores]) is None
+
+
+def test_answers_of_the_worlds_are_found_in_insights_that_hold_them():
+    format = transfer.WorldFormat()
+    for world in ("stackprog", "chronofacts"):
+        for p in worlds.problems(world, 40, 9):
+            asked = tandem.Question("q", p.question, p.answer)
+            told = solution(p)
+            assert format.leaks(asked, told[: told.index("Answer :")])
+            assert format.correct(asked, told)
+
+
+def test_the_room_for_a_better_calculator_is_counted(lab):
+    class Knows:
+        def generate(self, requests):
+            told = []
+            for request in requests:
+                a, operation = request.prompt.split(" ")[4:6]
+                value = chaincalc.OPERATIONS[operation[0]](int(a), int(operation[1:])) % reasoning.MODULUS
+                told.append(GenResult(f" {value}\n", 1, 1, "stop"))
+            return told
+
+    assert lab.operations() == (0, 126)
+    assert tandem.Lab.operations(SimpleNamespace(mentor=Knows())) == (126, 126)
+    assert "of the 126 single operations the mentor does 0 right" in lab.omitted()["calculator_step_advantage"]
+
+
+def test_the_size_table_says_what_closes(lab):
+    table = lab.size_table()
+    assert list(table) == ["small", "medium", "large"]
+    assert table["small"][1:] == table["medium"][1:] == ("0.0", "0.0", "no gap")
+    assert not tandem.Lab.sizes(SimpleNamespace(profile=replace(lab.profile, interns=None)))
 
 
 def test_seeds_share_the_models_and_differ_in_the_questions_they_tune_on(lab):
@@ -190,7 +282,7 @@ def test_an_auc_of_too_few_answers_is_none(make_lab_table, monkeypatch):
     monkeypatch.setattr(tandem, "RARE", rarer.max())
     found = lab.classifier()
     assert [found[f"auc_stage_{k}"] is not None for k in (1, 2, 3)] == (rarer == rarer.max()).tolist()
-    differences = [found["auc_minus_question_only"], found["auc_minus_length_only"]]
+    differences = [found[f"auc_minus_{name}"] for name in ("question_only", "length_only", "logistic")]
     assert all(np.isfinite(interval[:3]).all() for interval in differences)
     monkeypatch.setattr(tandem, "RARE", rarer.max() + 1)
     assert set(lab.classifier().values()) == {None}
