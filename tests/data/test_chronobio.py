@@ -34,6 +34,29 @@ def test_the_solver_finds_every_answer_from_the_text_alone(spec):
 
 
 @of_spec
+def test_further_questions_are_others_with_right_answers_that_the_timeline_gives(spec):
+    rng, found = np.random.default_rng(4), 0
+    for item in chronobio.items(20, 6, spec):
+        asked = chronobio.further(rng, item, 5)
+        found += len(asked)
+        assert len({item.question, *(q for q, _, _ in asked)}) == 1 + len(asked) <= 6
+        for question, answer, path in asked:
+            assert solve(item.document, question) == answer
+            assert all(set(item.told[i].needs) <= set(path) for i in path)
+            if item.timeline and not spec.shuffled:
+                kept = {*path, *item.timeline}
+                told = " ".join(item.told[i].text for i in sorted({*kept, *_leant(item, kept)}))
+                assert solve(told, question) == answer, "the chains of the timeline suffice"
+    assert found > 50
+
+
+def _leant(item, kept):
+    """The facts that ``kept`` lean on, directly or not."""
+    more = {j for i in kept for j in item.told[i].needs} - kept
+    return more | _leant(item, kept | more) if more else set()
+
+
+@of_spec
 def test_the_text_gives_back_the_facts(spec):
     for item in chronobio.items(10, 5, spec):
         assert sorted(map(repr, chronobio.read(item.document))) == sorted(map(repr, item.facts))

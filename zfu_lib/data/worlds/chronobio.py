@@ -232,20 +232,36 @@ def item(rng: np.random.Generator, kind: str, spec: Spec) -> Item:
             break
     question, answer, sub, used = made
     told = _tell(rng, facts, spec)
-    path, more = set(), list(used)
-    while more:
-        i = more.pop()
-        if i not in path:
-            path.add(i)
-            more += told[i].needs
     chains = {(facts[i].subject, facts[i].relation) for i in used}
     timeline = [i for i, f in enumerate(facts) if (f.subject, f.relation) in chains]
     timeline.sort(key=lambda i: (facts[i].start, i))
     order = rng.permutation(len(facts)) if spec.shuffled else range(len(facts))
     return Item(
         kind, question, answer, sub or ((question, answer),), tuple(facts), tuple(told), tuple(map(int, order)),
-        tuple(timeline), tuple(sorted(path)), spec,
+        tuple(timeline), _path(used, told), spec,
     )  # fmt: skip
+
+
+def further(rng: np.random.Generator, of: Item, n: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    """At most ``n`` other questions that an item's timeline answers: question, answer, and the facts that the answer
+    rests on, with those whose dates they take."""
+    made = {}
+    for _ in range(4 * n):
+        found = _ASK[str(rng.choice(of.spec.kinds))](rng, of.facts, of.spec)
+        if found is not None and found[0] != of.question and set(found[3]) <= set(of.timeline):
+            made[found[0]] = (found[0], found[1], _path(found[3], of.told))
+    return list(made.values())[:n]
+
+
+def _path(used: Sequence[int], told: Sequence[Told]) -> tuple[int, ...]:
+    """``used`` and every fact whose dates they take."""
+    path, more = set(), list(used)
+    while more:
+        i = more.pop()
+        if i not in path:
+            path.add(i)
+            more += told[i].needs
+    return tuple(sorted(path))
 
 
 def _facts(rng: np.random.Generator, spec: Spec) -> list[Fact]:

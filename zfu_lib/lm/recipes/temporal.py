@@ -2,17 +2,18 @@
 
 Every step is a text of its own, the document first and what is wanted last::
 
-    0 ada employer alcorp 1951 to 1954 . 1 ada employer borbank 2 years after end of alcorp for 3 years . ...
+    0 ada employer alcorp 1951 to 1953 . 1 ada employer borbank 2 years after end of alcorp for 2 years . ...
     Question : which employer did ada have when zoe left galbank ?
     Timeline :
-    0 ada employer alcorp 1951 to 1954
-    1 ada employer borbank 1954 + 2 = 1956 to 1956 + 3 = 1959
+    0 ada employer alcorp 1951 to 1953 : 1951 alcorp 1952 alcorp
+    1 ada employer borbank 1953 + 2 = 1955 to 1955 + 2 = 1957 : 1955 borbank 1956 borbank
 
-:func:`ask` makes what is read and :func:`told` what should be written. Each way to an answer (directly, thinking first,
-beside a timeline) has the same number of examples, so that a difference between them is no difference of training.
-Decisions are learnt from what an item needs by construction. The model begins with the look-up head of
-:mod:`zfu_lib.lm.recipes.reasoning` and with words to be said twice: without those the head was lost again before it was
-of any use.
+:func:`ask` makes what is read and :func:`told` what should be written. A timeline says for every year what was in it,
+so that it can be looked up; pilots with the two dates alone did not learn to find a year between them. Each way to an
+answer (directly, thinking first, beside a timeline) is taught on about as many tokens; in these are eight answers to a
+text given directly or beside a timeline, and three after thinking. Decisions are learnt from what an item needs by
+construction. The model begins with numbers on a line and with a look-up head (:mod:`zfu_lib.lm.recipes.initial`), and
+with words to be said twice: without those the head was lost again before it was of any use.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from zfu_lib.data.worlds import chronobio
 from zfu_lib.data.worlds.chronobio import Item, Spec
 from zfu_lib.lm.protocol import GenRequest, LanguageModel
-from zfu_lib.lm.recipes.base import Example, Recipe, Score, llama
-from zfu_lib.lm.recipes.reasoning import look_up_head
+from zfu_lib.lm.recipes.base import Example, Recipe, Score
+from zfu_lib.lm.recipes.initial import look_up_head, number_line
+from zfu_lib.lm.recipes.reasoning import CONTEXT, layout
 from zfu_lib.lm.train import TrainConfig
 
 KINDS = ("in", "unknown", "previous", "next", "duration", "ordinal", "longer", "when", "later")
@@ -43,11 +46,12 @@ WORLD = Spec(
     across=0.0,
     kinds=KINDS,
 )
-CONTEXT = 512
 HELD_OUT = 2_000_000_000
 """Seeds from here on are never trained on."""
-DRILLS = 0.25
+DRILLS = 0.15
 """Share of texts that are date arithmetic or a comparison of dates."""
+SHORT = 30
+"""Learnt tokens of the longest answer: answers have batches of their own."""
 COPIES = 0.1
 """Share of texts that are words in any order, said twice; in the first twentieth of the training most are."""
 WORDS: tuple[str, ...] = tuple(
@@ -103,9 +107,10 @@ def ask(
 
 
 def line(item: Item, i: int) -> str:
-    """One line of a timeline: whose, what, and the two dates with how they come about."""
+    """One line of a timeline: whose, what, the two dates with how they come about, and what was in each year."""
     f, (start, end) = item.facts[i], item.told[i].work
-    return f"{i} {f.subject} {f.relation} {f.object} {start} to {end}"
+    years = " ".join(f"{year} {f.object}" for year in range(f.start, f.end))
+    return f"{i} {f.subject} {f.relation} {f.object} {start} to {end} : {years}"
 
 
 def timeline(item: Item, of: Sequence[int] | None = None) -> str:
@@ -163,22 +168,25 @@ def told(step: str, item: Item, *, answer: str | None = None, rule: str | None =
 
 
 SHARES = {
-    "timeline": 0.22,
-    "direct": 0.12,
+    "timeline": 0.15,
+    "direct": 0.16,
     "example": 0.02,
-    "think": 0.12,
-    "beside": 0.12,
-    "sub": 0.08,
+    "think": 0.16,
+    "beside": 0.16,
+    "sub": 0.07,
     "review": 0.09,
-    "split": 0.04,
-    "aggregate": 0.04,
+    "split": 0.03,
+    "aggregate": 0.03,
     "wide": 0.03,
-    "needs": 0.06,
+    "needs": 0.04,
     "rule": 0.02,
     "steps": 0.04,
 }
 """Share of each kind of text among those about a document. ``direct``, ``think`` and ``beside`` (a timeline) answer the
 whole question; ``sub`` a part of it."""
+FURTHER = {"direct": 7, "beside": 7, "think": 2}
+"""Questions that follow the first in one text, so that a document is read once for many answers; with these numbers the
+three ways to an answer are taught on about the same number of tokens."""
 PER_ITEM = 4
 """Texts made of one item: drawing an item takes longer than writing about it."""
 
@@ -214,14 +222,12 @@ def _shorter(item: Item) -> Item:
 def _example(item: Item, share: str, rng: np.random.Generator) -> Example:
     document, question = item.document, item.question
     match share:
-        case "direct":
-            return ask("answer", document, question), told("answer", item)
+        case "direct" | "beside" | "think":
+            return _quiz(item, share, rng)
         case "example":
             others = [chronobio.item(rng, str(rng.choice(KINDS)), WORLD) for _ in range(2)]
             shown = [(other.question, other.answer) for other in others]
             return ask("answer", document, question, examples=shown), told("answer", item)
-        case "beside":
-            return ask("answer", document, question, timeline=timeline(item)), told("answer", item)
         case "sub":
             k = int(rng.integers(len(item.sub)))
             q, a = item.sub[k]
@@ -256,6 +262,18 @@ def _example(item: Item, share: str, rng: np.random.Generator) -> Example:
     return ask(share, document, question), told(share, item)
 
 
+def _quiz(item: Item, way: str, rng: np.random.Generator) -> Example:
+    """The item's question and further ones about the same facts, each answered the same way."""
+    step = "think" if way == "think" else "answer"
+    parts = [ask(step, item.document, item.question, timeline=timeline(item) if way == "beside" else "")]
+    asked = chronobio.further(rng, item, FURTHER[way])
+    for question, answer, path in [(item.question, item.answer, item.path), *asked]:
+        if len(parts) > 1:
+            parts.append(ask(step, "", question))
+        parts.append(f"\n{timeline(item, path)}\nAnswer : {answer}\n" if way == "think" else f" {answer}\n")
+    return tuple(parts)
+
+
 def _wrong(item: Item, rng: np.random.Generator) -> str:
     """A wrong answer of the right kind."""
     if item.options:
@@ -272,15 +290,20 @@ def _copy(rng: np.random.Generator) -> Example:
 
 
 def _drill(rng: np.random.Generator) -> Example:
-    if rng.random() < 0.7:
-        item = chronobio.item(rng, "shift" if rng.random() < 0.6 else "distance", WORLD)
-        if rng.random() < 0.5:
-            return ask("answer", "", item.question), told("answer", item)
-        a, b = int(rng.integers(1950, 1990)), int(rng.integers(0, 8))
-        return f"{a} + {b} =", f" {a + b}\n"
-    a, b = int(rng.integers(1950, 1995)), int(rng.integers(1, 8))
-    t = int(rng.integers(a - 4, a + b + 4))
-    return f"Check : {t} in {a} to {a + b}", f" {'yes' if a <= t < a + b else 'no'}\n"
+    """Eight additions, differences or comparisons of years."""
+    kind, parts = rng.integers(3), []
+    for _ in range(8):
+        if kind == 0:
+            item = chronobio.item(rng, "shift" if rng.random() < 0.6 else "distance", WORLD)
+            parts += [ask("answer", "", item.question), told("answer", item)]
+        elif kind == 1:
+            a, b = int(rng.integers(1950, 1990)), int(rng.integers(0, 8))
+            parts += [f"{a} + {b} =", f" {a + b}\n"]
+        else:
+            a, b = int(rng.integers(1950, 1995)), int(rng.integers(1, 8))
+            t = int(rng.integers(a - 4, a + b + 4))
+            parts += [f"Check : {t} in {a} to {a + b}", f" {'yes' if a <= t < a + b else 'no'}\n"]
+    return tuple(parts)
 
 
 def final(text: str) -> str | None:
@@ -316,9 +339,9 @@ def evaluate(model: LanguageModel, n: int) -> list[Score]:
     return [
         score("direct answer", direct, answers, 8, chance=chance),
         score("answer beside the true timeline", beside, answers, 8, chance=chance),
-        score("think first", think, answers, 140, chance=chance),
-        score("right answer kept in review", review, answers, 140, chance=chance),
-        whole("timeline, word for word", "timeline", 140),
+        score("think first", think, answers, 200, chance=chance),
+        score("right answer kept in review", review, answers, 200, chance=chance),
+        whole("timeline, word for word", "timeline", 240),
         whole("sub-questions, word for word", "split", 60),
         whole("decision: split", "need split", 4, chance=max(_share(asked, "compound"), 1 - _share(asked, "compound"))),
         whole(
@@ -328,33 +351,29 @@ def evaluate(model: LanguageModel, n: int) -> list[Score]:
     ]
 
 
+def _begin(model: PreTrainedModel) -> None:
+    number_line(model, WORDS, [int(word) for word in WORDS if word.isdigit()])
+    look_up_head(model)
+
+
 def _share(items: Sequence[Item], name: str) -> float:
     return float(np.mean([getattr(item, name) for item in items]))
 
 
 def _recipe(name: str, purpose: str, minutes: float, *, layers: int, width: int, seed: int = 0, **train: Any) -> Recipe:
-    """The Llama layout."""
-    heads = max(2, width // 32)
-    schedule = {"steps": 4000, "batch_size": 24, "lr": 2e-3, "warmup": 50, "weight_decay": 0.05}
+    schedule = {"steps": 16000, "batch_size": 16, "lr": 2e-3, "warmup": 50, "weight_decay": 0.05}
     return Recipe(
         name=name,
         purpose=purpose,
-        architecture=llama(
-            width=width,
-            layers=layers,
-            heads=heads,
-            inner=64 * round(width * 8 / 3 / 64),
-            context=CONTEXT,
-            spread=0.02,
-            theta=1e6,
-        ),
+        architecture=layout(layers, width),
         train=TrainConfig(seq_len=CONTEXT, seed=seed, checkpoint_every=200, **schedule | train),
         examples=examples,
         evaluate=evaluate,
         minutes=minutes,
         words=WORDS,
-        initialise=look_up_head,
+        initialise=_begin,
+        short=SHORT,
     )
 
 
-RECIPES = (_recipe("temporal", "The model of the AdapTime chapter.", 6, layers=3, width=64),)
+RECIPES = (_recipe("temporal", "The model of the AdapTime chapter.", 20, layers=3, width=64),)
