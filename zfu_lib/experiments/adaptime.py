@@ -58,7 +58,7 @@ class AdaptimeProfile(Profile):
     small: bool = True
     real: bool = False
     real_items: int = 0
-    action_tokens: int = 130
+    action_tokens: int = 260
     decision_tokens: int = 4
 
 
@@ -111,7 +111,7 @@ PAPER = replace(
 )
 PROFILES = {"quick": QUICK, "full": FULL, "paper": PAPER}
 # What a CPU changes; the run says so.
-FULL_ON_CPU = {"items": 80, "plans": 80, "dial_items": 120, "samples": 3}
+FULL_ON_CPU = {"items": 240, "plans": 120, "dial_items": 240, "samples": 3}
 
 
 class Asked(NamedTuple):
