@@ -55,7 +55,8 @@ def lab(tmp_path_factory):
     """Two random models: all they know is how to end."""
     place, words = tmp_path_factory.mktemp("pair"), word_tokenizer(WORDS)
     mentor, intern = (random_model(place / name, words, k, k) for name, k in (("mentor", 2), ("intern", 1)))
-    small = {"tuning": 24, "test": 20, "controls": 6, "limit": 24, "timed": 2, "lengths": (4, 20), "seeds": 2}
+    small = {"tuning": 24, "test": 20, "visited": 24, "controls": 6, "limit": 24, "timed": 2, "seeds": 2}
+    small |= {"lengths": (4, 20)}
     models = {"mentor": mentor, "intern": intern, "peer": intern, "interns": (intern, mentor)}
     models |= {"travellers": (mentor, intern)}
     profile = replace(tandem.QUICK, budgets=(4, 8, 16), forced=(4,), **models, **small)
@@ -123,7 +124,7 @@ def test_models_that_know_nothing_decide_no_claim(lab):
 @pytest.fixture
 def pair(lab):
     """The second pair, with outcomes that the features tell in one world and not in the other."""
-    made = Transfer(replace(lab.profile, tuning=150, test=120), cache=False, device="cpu")
+    made = Transfer(replace(lab.profile, visited=150), cache=False, device="cpu")
     rng = np.random.default_rng(0)
     for world, sign in (("chaincalc", 1), ("stackprog", 1), ("chronofacts", -1)):
         for part in ("tuning", "test"):

@@ -55,7 +55,8 @@ class TandemProfile(Profile):
     answer. ``controls``: how many of the test questions the controls of T13 and T15, the other transports and the
     lengths are measured on; ``timed``: how many are answered one at a time; ``served``: how many the mentor gets as a
     server. ``peer``: a model of the intern's size that was taught what the mentor was, where there is one.
-    ``interns``: a smaller and a larger one. ``travellers``: the pair that knows the other ``worlds``."""
+    ``interns``: a smaller and a larger one. ``travellers``: the pair that knows the other ``worlds``,
+    asked ``visited`` questions in each."""
 
     mentor: str
     intern: str
@@ -73,6 +74,7 @@ class TandemProfile(Profile):
     interns: tuple[str, str] | None = None
     travellers: tuple[str, str] = ("tiny:mentor-worlds", "tiny:intern-worlds")
     worlds: tuple[str, ...] = ()
+    visited: int = 300
     transport: str = "prompt"
     kind: str = "mlp"
 
@@ -100,10 +102,11 @@ FULL = replace(
     QUICK,
     profile="full",
     seeds=5,
-    cost=Cost(machine="2 CPU cores (a GPU makes models this small no faster)", minutes=20, memory_gb=2),
-    tuning=3000,
+    cost=Cost(machine="2 CPU cores (a GPU makes models this small no faster)", minutes=25, memory_gb=2),
+    tuning=2000,
     test=5000,
-    controls=1500,
+    controls=800,
+    visited=800,
     timed=60,
     served=100,
 )

@@ -49,8 +49,8 @@ class Transfer:
     def table(self, world: str, part: str) -> Table:
         """Questions of a world that classifiers are fitted on (``tuning``) or that nothing is (``test``)."""
         if (world, part) not in self._tables:
-            n, number = (self.profile.tuning, 1) if part == "tuning" else (self.profile.test, 2)
-            drawn = transfer.problems(world, n, reasoning.HELD_OUT + 10 + number)
+            seed = reasoning.HELD_OUT + 10 + (part == "test")
+            drawn = transfer.problems(world, self.profile.visited, seed)
             questions = [Question(f"{world}-{part}-{i}", p.question, p.answer) for i, p in enumerate(drawn)]
             self._tables[world, part] = self.lab.collect(questions, self.profile.budgets)
         return self._tables[world, part]
