@@ -2,8 +2,8 @@
 that it has never seen?
 
 The chapter's pair knows ChainCalc alone, so a second pair (:mod:`zfu_lib.lm.recipes.transfer`) is asked: the same two
-models, taught StackProg and ChronoFacts as well. Classifier and thresholds see ChainCalc questions only. One fitted in
-the new world itself, on as many questions, tells what the journey costs.
+models, the intern with one layer more, taught StackProg and ChronoFacts as well. Classifier and thresholds see
+ChainCalc questions only. One fitted in the new world itself, on as many questions, tells what the journey costs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from zfu_lib.reasoning.routing import Table
 from zfu_lib.report.statistics import Interval
 
 HOME = "chaincalc"
+NAMES = {"chaincalc": "ChainCalc", "stackprog": "StackProg", "chronofacts": "ChronoFacts"}
 RESAMPLES = 200
 
 
