@@ -94,6 +94,16 @@ def test_the_oracle_is_at_least_as_good_as_every_mask(lab):
     assert cheap <= lab.tokens(MASK_NAMES[adaptime.ALL]).mean()
 
 
+def test_kinds_of_questions_split_the_whole(lab):
+    right = np.arange(12.0).reshape(2, 6)
+    found = adaptime.by_kind(lab, right, -right)
+    asked = [q.kind for s in range(2) for q in lab.questions(s)]
+    assert set(found) == set(asked)
+    for kind, (mean, negated) in found.items():
+        assert mean.mean == pytest.approx(np.mean([v for v, k in zip(right.ravel(), asked) if k == kind]))
+        assert (mean.n, negated.mean) == (asked.count(kind), -mean.mean)
+
+
 def test_seeds_and_parts_ask_different_questions(lab):
     texts = [tuple(q.document for q in lab.questions(s, part)) for s in (0, 1) for part in ("test", "plans", "shift")]
     assert len(set(texts)) == 6

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from zfu_lib.lm.recipes import make, temporal
 from zfu_lib.lm.tokenizer import word_tokenizer
 from zfu_lib.lm.train import IGNORED
 
-(RECIPE,) = [r for r in temporal.RECIPES if r.name == "temporal"]
+(RECIPE,) = temporal.RECIPES
 TOKENIZER = word_tokenizer(temporal.WORDS)
 
 
@@ -80,7 +81,7 @@ def test_short_answers_and_long_ones_do_not_share_batches():
 
 def test_what_is_read_in_between_is_not_learnt():
     parts = quizzes("direct", 1)[0]
-    recipe = RECIPE.__class__(**{**RECIPE.__dict__, "examples": lambda n, *_: [parts] * n})
+    recipe = replace(RECIPE, examples=lambda n, *_: [parts] * n)
     inputs, targets = (row[0].tolist() for row in make.batches(recipe, TOKENIZER)(0))
     learnt = [t for t in targets if t != IGNORED]
     told = [TOKENIZER(part, add_special_tokens=False).input_ids for part in parts[1::2]]

@@ -416,6 +416,13 @@ def card(lab: Lab) -> dict[str, tuple[Any, ...]]:
     }
 
 
+def by_kind(lab: Lab, *values: np.ndarray) -> dict[str, tuple[Interval, ...]]:
+    """Means of ``[seeds, items]`` values of the test questions, kind by kind of question."""
+    asked = np.array([[q.kind for q in lab.questions(s)] for s in range(lab.profile.seeds)])
+    order = [kind for kind in chronobio.KINDS if kind in asked]
+    return {kind: tuple(over(v[asked == kind]) for v in values) for kind in order}
+
+
 def masks_front(lab: Lab) -> dict[str, dict[str, list[float]]]:
     """Mean tokens and exact match of the eight masks and of the planners, for a figure."""
     groups = {"fixed masks": [MASK_NAMES[m] for m in MASKS], "planner": ["planner"], "random, same rates": ["random"]}

@@ -4,8 +4,8 @@ Intern and apprentice are of one size and read the same kinds of text, but the i
 only together with insights (``alone``): solutions and insights, solutions continued from insights that end anywhere,
 and solutions of their own beside insights or a hint, one tenth of them with a wrong value that the reader must not
 believe. The mentor is the apprentice made five times as large (:mod:`~zfu_lib.lm.recipes.initial`) and taught on. For
-a comparison there are a smaller and a larger intern. StackProg and ChronoFacts are not
-among the texts: :mod:`~zfu_lib.lm.recipes.transfer` teaches them.
+a comparison there are a smaller and a larger intern. StackProg and ChronoFacts are not among the texts:
+:mod:`~zfu_lib.lm.recipes.transfer` teaches them.
 
 To look up a name a transformer first has to learn to match it with an earlier place where it stood ("induction").
 On one CPU core that took longer than all the rest: models of the intern's size with random weights had not learnt it
@@ -133,7 +133,8 @@ def _spoilt(insights: str, rng: np.random.Generator) -> str:
         return insights
     chosen = results[rng.integers(len(results))]
     wrong = int(chosen[0]) + rng.integers(1, MODULUS)
-    wrong = wrong % MODULUS if int(chosen[0]) < MODULUS else wrong
+    if int(chosen[0]) < MODULUS:
+        wrong %= MODULUS
     return f"{insights[: chosen.start()]}{wrong}{insights[chosen.end() :]}"
 
 

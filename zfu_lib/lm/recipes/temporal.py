@@ -9,11 +9,13 @@ Every step is a text of its own, the document first and what is wanted last::
     1 ada employer borbank 1953 + 2 = 1955 to 1955 + 2 = 1957 : 1955 borbank 1956 borbank
 
 :func:`ask` makes what is read and :func:`told` what should be written. A timeline says for every year what was in it,
-so that it can be looked up; pilots with the two dates alone did not learn to find a year between them. Each way to an
-answer (directly, thinking first, beside a timeline) is taught on about as many tokens; in these are eight answers to a
-text given directly or beside a timeline, and three after thinking. Decisions are learnt from what an item needs by
-construction. The model begins with numbers on a line and with a look-up head (:mod:`zfu_lib.lm.recipes.initial`), and
-with words to be said twice: without those the head was lost again before it was of any use.
+so that years could be looked up and their number seen. The committed model learnt the second, not the first: beside a
+true timeline it compares lengths much better than without, and finds who was where in a given year no more often. Each
+way to an answer (directly, thinking first, beside a timeline) is taught on about as many tokens; in these are eight
+answers to a text given directly or beside a timeline, and three after thinking. Decisions are learnt from what an item
+needs by construction. The model begins with numbers on a line and with a look-up head
+(:mod:`zfu_lib.lm.recipes.initial`), and with words to be said twice: without those the head was lost again before it
+was of any use.
 """
 
 from __future__ import annotations
@@ -360,20 +362,25 @@ def _share(items: Sequence[Item], name: str) -> float:
     return float(np.mean([getattr(item, name) for item in items]))
 
 
-def _recipe(name: str, purpose: str, minutes: float, *, layers: int, width: int, seed: int = 0, **train: Any) -> Recipe:
-    schedule = {"steps": 16000, "batch_size": 16, "lr": 2e-3, "warmup": 50, "weight_decay": 0.05}
-    return Recipe(
-        name=name,
-        purpose=purpose,
-        architecture=layout(layers, width),
-        train=TrainConfig(seq_len=CONTEXT, seed=seed, checkpoint_every=200, **schedule | train),
+RECIPES = (
+    Recipe(
+        name="temporal",
+        purpose="The model of the AdapTime chapter.",
+        architecture=layout(3, 64),
+        train=TrainConfig(
+            steps=16000,
+            batch_size=16,
+            seq_len=CONTEXT,
+            lr=2e-3,
+            warmup=50,
+            weight_decay=0.05,
+            checkpoint_every=200,
+        ),
         examples=examples,
         evaluate=evaluate,
-        minutes=minutes,
+        minutes=25,
         words=WORDS,
         initialise=_begin,
         short=SHORT,
-    )
-
-
-RECIPES = (_recipe("temporal", "The model of the AdapTime chapter.", 20, layers=3, width=64),)
+    ),
+)
